@@ -1,0 +1,110 @@
+"""The whole key space of etcd, on one page.
+
+Everything lives under ROOT. Values are JSON (flyd/model.py, pgha/model.py). Who writes:
+
+    hosts/<host>                     Host           the host, when it joins; stays when it is lost
+    alive/<host>                     ""             the host, under its lease: there while it lives
+    reservations/<host>              Reservations   placement, in the txn that places or frees
+    apps/<app>                       App            the API
+    secrets/<app>                    Secrets        the API
+    machines/<app>/<machine>         Machine        placement, deploys, users: the intent
+    status/<app>/<machine>           MachineStatus  the machine's host, nobody else
+    volumes/<app>/<volume>           Volume         placement (attach epoch), the API
+    releases/<app>/<version>         Release        the API (deploy); version is 8 digits
+    runs/<app>/<run>                 DeployRun      the elected deployer; created by the API
+    ports/<port>                     app name       the API: who owns a port of every edge
+    leaders/<role>                   host name      store/leader.py, under a lease
+    events/<app>/<time ns>-<source>  Event          anyone; incidents/recorder.py prunes
+    pg/<cluster>/...                 see pgha/keys.py
+
+A trailing slash is part of every prefix, so `machines/web/` never matches `machines/web2/`.
+"""
+
+from __future__ import annotations
+
+ROOT = "/flyd/v1/"
+
+HOSTS = ROOT + "hosts/"
+ALIVE = ROOT + "alive/"
+RESERVATIONS = ROOT + "reservations/"
+APPS = ROOT + "apps/"
+SECRETS = ROOT + "secrets/"
+MACHINES = ROOT + "machines/"
+STATUS = ROOT + "status/"
+VOLUMES = ROOT + "volumes/"
+RELEASES = ROOT + "releases/"
+RUNS = ROOT + "runs/"
+PORTS = ROOT + "ports/"
+LEADERS = ROOT + "leaders/"
+EVENTS = ROOT + "events/"
+PG = ROOT + "pg/"
+
+
+def host(name: str) -> str:
+    """A host's description."""
+    return HOSTS + name
+
+
+def alive(name: str) -> str:
+    """A host's sign of life."""
+    return ALIVE + name
+
+
+def reservations(host_name: str) -> str:
+    """What is promised on a host."""
+    return RESERVATIONS + host_name
+
+
+def app(name: str) -> str:
+    """An application."""
+    return APPS + name
+
+
+def secrets(app_name: str) -> str:
+    """An application's secrets."""
+    return SECRETS + app_name
+
+
+def machine(app_name: str, machine_id: str) -> str:
+    """A machine's intent."""
+    return f"{MACHINES}{app_name}/{machine_id}"
+
+
+def status(app_name: str, machine_id: str) -> str:
+    """A machine's status as its host says."""
+    return f"{STATUS}{app_name}/{machine_id}"
+
+
+def volume(app_name: str, volume_id: str) -> str:
+    """A volume."""
+    return f"{VOLUMES}{app_name}/{volume_id}"
+
+
+def release(app_name: str, version: int) -> str:
+    """A release; eight digits keep the key order the version order."""
+    return f"{RELEASES}{app_name}/{version:08d}"
+
+
+def run(app_name: str, run_id: str) -> str:
+    """A deploy run."""
+    return f"{RUNS}{app_name}/{run_id}"
+
+
+def port(number: int) -> str:
+    """The owner of an edge port."""
+    return f"{PORTS}{number}"
+
+
+def leader(role: str) -> str:
+    """Who leads in a role."""
+    return LEADERS + role
+
+
+def event(app_name: str, at_s: float, source: str) -> str:
+    """A line of history; nanoseconds, zero-padded, keep the key order the time order."""
+    return f"{EVENTS}{app_name}/{int(at_s * 1e9):020d}-{source}"
+
+
+def last_part(key: str) -> str:
+    """The part of a key after its last slash."""
+    return key.rpartition("/")[2]
