@@ -35,7 +35,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # --------------------------------------------------------------------------- machine configuration
 
 
-class Guest(Value):
+class Guest(Value, frozen=True, kw_only=True):
     """The size of a machine."""
 
     cpus: int = 1
@@ -43,21 +43,21 @@ class Guest(Value):
     cpu_kind: str = "shared"
 
 
-class RestartPolicy(Value):
+class RestartPolicy(Value, frozen=True, kw_only=True):
     """When a machine whose process ended is started again. `no`, `on-failure` or `always`."""
 
     policy: str = "on-failure"
     max_retries: int = 10  # within RESTART_WINDOW_S (flyd/machines/restart.py)
 
 
-class StopConfig(Value):
+class StopConfig(Value, frozen=True, kw_only=True):
     """How a machine is asked to end, and how long it may take before SIGKILL."""
 
     signal: str = "SIGINT"
     timeout_s: float = 5.0
 
 
-class Mount(Value):
+class Mount(Value, frozen=True, kw_only=True):
     """A volume at a path. `volume` is its id once placed; `name` is what fly.toml says."""
 
     path: str
@@ -66,7 +66,7 @@ class Mount(Value):
     size_gb: int = 1
 
 
-class Check(Value):
+class Check(Value, frozen=True, kw_only=True):
     """A health check, run by the machine's host against its private address."""
 
     kind: str  # "tcp" or "http"
@@ -80,7 +80,7 @@ class Check(Value):
     headers: dict[str, str] = {}
 
 
-class ServicePort(Value):
+class ServicePort(Value, frozen=True, kw_only=True):
     """A port on the edge. Handlers: `http`, `tls`, `pg_tls`, `proxy_proto`; none is raw TCP."""
 
     port: int
@@ -88,7 +88,7 @@ class ServicePort(Value):
     force_https: bool = False
 
 
-class Concurrency(Value):
+class Concurrency(Value, frozen=True, kw_only=True):
     """Load a machine should (soft) and may at most (hard) have. hard 0: no limit."""
 
     type: str = "connections"
@@ -96,7 +96,7 @@ class Concurrency(Value):
     hard_limit: int = 0
 
 
-class Service(Value):
+class Service(Value, frozen=True, kw_only=True):
     """A machine's port that the edge forwards to."""
 
     internal_port: int
@@ -106,7 +106,7 @@ class Service(Value):
     concurrency: Concurrency = Concurrency()
 
 
-class MachineConfig(Value):
+class MachineConfig(Value, frozen=True, kw_only=True):
     """What a machine is to be: what it runs, with which size, services and volumes."""
 
     image: str  # "source:sha256:<hex>" (a tree, process driver) or "host:" (the host's own programs)
@@ -148,7 +148,7 @@ class MachineState(StrEnum):
     DESTROYED = "destroyed"
 
 
-class Machine(Value):
+class Machine(Value, frozen=True, kw_only=True):
     """The claim: intent for one machine, written by placement, deploys and users; never by hosts.
 
     `epoch` grows each time the machine is given to a host; a host acts only on the newest
@@ -171,7 +171,7 @@ class Machine(Value):
     restart_nonce: int = 0  # grows with each requested restart
 
 
-class ExitStatus(Value):
+class ExitStatus(Value, frozen=True, kw_only=True):
     """How a machine's process ended."""
 
     code: int | None = None  # exit code, None if a signal ended it
@@ -181,7 +181,7 @@ class ExitStatus(Value):
     at_s: float = 0.0
 
 
-class CheckStatus(Value):
+class CheckStatus(Value, frozen=True, kw_only=True):
     """The newest result of one check. status: `passing`, `warning` (in grace) or `critical`."""
 
     name: str
@@ -191,7 +191,7 @@ class CheckStatus(Value):
     gates_routing: bool = False
 
 
-class MachineEvent(Value):
+class MachineEvent(Value, frozen=True, kw_only=True):
     """One line of a machine's history: launch, start, stop, exit, restart, destroy, ..."""
 
     type: str
@@ -202,7 +202,7 @@ class MachineEvent(Value):
     detail: str = ""
 
 
-class MachineStatus(Value):
+class MachineStatus(Value, frozen=True, kw_only=True):
     """What the machine's host last said of it. Written by that host alone."""
 
     id: str
@@ -232,7 +232,7 @@ class MachineStatus(Value):
 MAX_EVENTS = 20
 
 
-class MachineSpec(Value):
+class MachineSpec(Value, frozen=True, kw_only=True):
     """All that a driver needs to run one machine: the claim made concrete on this host."""
 
     machine_id: str
@@ -247,7 +247,7 @@ class MachineSpec(Value):
     guest: Guest = Guest()
 
 
-class Observed(Value):
+class Observed(Value, frozen=True, kw_only=True):
     """What a driver sees of one machine."""
 
     machine_id: str
@@ -258,7 +258,7 @@ class Observed(Value):
     exit: ExitStatus | None = None  # of the last run, if it has ended
 
 
-class ExecOutput(Value):
+class ExecOutput(Value, frozen=True, kw_only=True):
     """A piece of a command's output, or (last) its exit code."""
 
     stdout: bytes = b""
@@ -266,7 +266,7 @@ class ExecOutput(Value):
     exit_code: int | None = None
 
 
-class LogLine(Value):
+class LogLine(Value, frozen=True, kw_only=True):
     """One line a machine printed."""
 
     machine_id: str
@@ -274,7 +274,7 @@ class LogLine(Value):
     text: str
 
 
-class RunEvent(Value):
+class RunEvent(Value, frozen=True, kw_only=True):
     """One event of an operation's log on a host (flyd/machines/saga.py).
 
     kind: begin, done (a step), failed (a step), undone (a step), end.
@@ -290,7 +290,7 @@ class RunEvent(Value):
 # --------------------------------------------------------------------------- hosts and placement
 
 
-class Resources(Value):
+class Resources(Value, frozen=True, kw_only=True):
     """An amount of capacity, or of its use."""
 
     cpus: int = 0
@@ -298,7 +298,7 @@ class Resources(Value):
     disk_gb: int = 0
 
 
-class Host(Value):
+class Host(Value, frozen=True, kw_only=True):
     """A host as it described itself when it last joined. Stays when the host is lost."""
 
     name: str
@@ -314,7 +314,7 @@ class Host(Value):
     joined_at_s: float = 0.0
 
 
-class Reservations(Value):
+class Reservations(Value, frozen=True, kw_only=True):
     """What is promised on one host. Placement commits by comparing this record's revision."""
 
     host: str
@@ -323,7 +323,7 @@ class Reservations(Value):
     addresses: dict[str, int] = {}  # machine id -> number of its address in the subnet
 
 
-class Volume(Value):
+class Volume(Value, frozen=True, kw_only=True):
     """A volume: on one host, attached to at most one machine; `epoch` grows with each attach."""
 
     id: str
@@ -347,7 +347,7 @@ class AppKind(StrEnum):
     POSTGRES = "postgres"
 
 
-class App(Value):
+class App(Value, frozen=True, kw_only=True):
     """An application: a name that machines, releases, volumes and secrets belong to."""
 
     name: str
@@ -357,14 +357,14 @@ class App(Value):
     endpoint_port: int = 0  # Postgres: the port, on every host's own address, that follows the primary
 
 
-class Secrets(Value):
+class Secrets(Value, frozen=True, kw_only=True):
     """An application's secrets. They override env; names in them are resolved on the host."""
 
     app: str
     values: dict[str, str] = {}
 
 
-class Event(Value):
+class Event(Value, frozen=True, kw_only=True):
     """One line of the cluster's history, for incident reports. Times are the writer's wall clock."""
 
     at_s: float
