@@ -15,7 +15,9 @@ Everything lives under ROOT. Values are JSON (flyd/model.py, pgha/model.py). Who
     ports/<port>                     app name       the API: who owns a port of every edge
     leaders/<role>                   host name      store/leader.py, under a lease
     events/<app>/<time ns>-<source>  Event          anyone; incidents/recorder.py prunes
-    pg/<cluster>/...                 see pgha/keys.py
+    pg/<cluster>/leader              PostgresLeader pgha, by a take-over's compare-and-set
+    pg/<cluster>/members/<node>      PostgresMember the member itself
+    pg/<cluster>/...                 the rest: see pgha/keys.py
 
 A trailing slash is part of every prefix, so `machines/web/` never matches `machines/web2/`.
 """
@@ -108,3 +110,13 @@ def event(app_name: str, at_s: float, source: str) -> str:
 def last_part(key: str) -> str:
     """The part of a key after its last slash."""
     return key.rpartition("/")[2]
+
+
+def postgres_leader(cluster: str) -> str:
+    """Who may be primary of a Postgres cluster."""
+    return f"{PG}{cluster}/leader"
+
+
+def postgres_members(cluster: str) -> str:
+    """Prefix of what the members of a Postgres cluster say of themselves."""
+    return f"{PG}{cluster}/members/"
