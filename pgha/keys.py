@@ -1,0 +1,72 @@
+"""The controller's keys in etcd, beside those that the rest of flyd reads.
+
+pg/<cluster>/leader              PostgresLeader  a take-over's compare-and-set; `serving` by the leader
+pg/<cluster>/members/<node>      PostgresMember  the member itself
+pg/<cluster>/bootstrap           Bootstrap       once, by compare-and-set; never changed
+pg/<cluster>/lease               Lease           its holder, by compare-and-set every RENEW_S
+pg/<cluster>/votes/<rev>/<node>  Vote            the voter; <rev>: 16 digits, the lease's revision
+pg/<cluster>/history/<epoch>     Lineage         the take-over of that epoch; 8 digits
+pg/<cluster>/switchover          Switchover      the API; removed by who carries it out or refuses it
+"""
+
+from __future__ import annotations
+
+from flyd.store.keys import PG, postgres_leader, postgres_members
+
+__all__ = [
+    "bootstrap",
+    "cluster",
+    "histories",
+    "history",
+    "lease",
+    "member",
+    "postgres_leader",
+    "switchover",
+    "vote",
+    "votes",
+]
+
+
+def cluster(name: str) -> str:
+    """Prefix of everything of one cluster."""
+    return f"{PG}{name}/"
+
+
+def bootstrap(name: str) -> str:
+    """Who may run initdb."""
+    return f"{PG}{name}/bootstrap"
+
+
+def lease(name: str) -> str:
+    """The holder's sign of life."""
+    return f"{PG}{name}/lease"
+
+
+def member(name: str, node: str) -> str:
+    """What one member says of itself."""
+    return postgres_members(name) + node
+
+
+def votes(name: str, revision: int) -> str:
+    """Prefix of the votes of one round."""
+    return f"{PG}{name}/votes/{revision:016d}/"
+
+
+def vote(name: str, revision: int, node: str) -> str:
+    """One member's vote in one round."""
+    return votes(name, revision) + node
+
+
+def histories(name: str) -> str:
+    """Prefix of all epochs."""
+    return f"{PG}{name}/history/"
+
+
+def history(name: str, epoch: int) -> str:
+    """Where one epoch began."""
+    return f"{histories(name)}{epoch:08d}"
+
+
+def switchover(name: str) -> str:
+    """A wish to move the primary."""
+    return f"{PG}{name}/switchover"

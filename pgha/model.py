@@ -1,0 +1,179 @@
+"""The nouns of the Postgres controller, as frozen values.
+
+The first half is stored in etcd (pgha/keys.py says under which keys), the second half is
+what an agent sees and decides. An *epoch* is one uninterrupted term of one primary, and it
+is also the number of its Postgres timeline: the controller chooses both. Epoch 1 is the
+`initdb` that nobody ever served from; the first primary is epoch 2.
+
+No behaviour here beyond what follows from a value itself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from flyd.model import PostgresLeader, Value
+
+FIRST_TIMELINE = 1
+RENEW_S = 0.4  # the holder rewrites the lease this often
+TTL_S = 2.0  # a candidate that has seen the lease unchanged for this long opens a round
+MARGIN_S = 0.5  # the holder is dead this much earlier, counted from before it sent its last renewal
+YIELD_S = 1.0  # how long a voter leaves the first move to the preferred one
+LATCH_S = 10.0  # a follower that cannot stream from a serving leader for this long copies it afresh
+
+# --------------------------------------------------------------------------- stored in etcd
+
+
+class Lease(Value, frozen=True, kw_only=True):
+    """The holder's sign of life: rewritten by compare-and-set; its mod_revision names a round.
+
+    `released` says that the holder's Postgres is down and a round may start at once;
+    `target` is the member that a planned switchover prefers.
+    """
+
+    epoch: int
+    node: str
+    count: int = 0  # grows with each renewal, so that a lost answer can be read back
+    released: bool = False
+    target: str = ""
+
+
+class Vote(Value, frozen=True, kw_only=True):
+    """Where one member's flushed WAL ends, said after it closed itself to the old primary."""
+
+    node: str
+    revision: int  # the lease's mod_revision that this vote was cast against
+    epoch: int  # of its last WAL: its timeline
+    lsn: int  # end of its flushed WAL
+    system_id: str = ""
+
+    def position(self) -> tuple[int, int]:
+        """What votes are compared by: a newer epoch beats any LSN of an older one."""
+        return (self.epoch, self.lsn)
+
+
+class Lineage(Value, frozen=True, kw_only=True):
+    """Where an epoch's timeline left its parent. `switch_lsn` 0: taken over, not promoted yet."""
+
+    epoch: int
+    node: str
+    system_id: str
+    parent: int = 0  # the timeline that it left
+    switch_lsn: int = 0
+
+
+class Bootstrap(Value, frozen=True, kw_only=True):
+    """Who may run `initdb` for this cluster: written once, never changed."""
+
+    node: str
+
+
+class Switchover(Value, frozen=True, kw_only=True):
+    """A person's wish that the primary moves; to `target`, or to the best replica if empty."""
+
+    target: str = ""
+    requested_at_s: float = 0.0
+
+
+# --------------------------------------------------------------------------- what an agent sees
+
+
+class DataState(StrEnum):
+    """What a member's data directory is worth."""
+
+    EMPTY = "empty"
+    READY = "ready"
+    DAMAGED = "damaged"  # a copy or rewind began and did not finish: only a fresh copy helps
+
+
+class Data(Value, frozen=True, kw_only=True):
+    """A member's disk: the data directory and the promise that it must keep."""
+
+    state: DataState = DataState.EMPTY
+    system_id: str = ""
+    promised: int = 0  # lease revision of the newest vote begun; fenced until a newer one is seen
+
+
+class Status(Value, frozen=True, kw_only=True):
+    """What Postgres says of itself now. Not `ready`: it runs but takes no connections yet."""
+
+    running: bool = False
+    ready: bool = False
+    in_recovery: bool = True
+    timeline: int = 0  # of the last flushed WAL
+    flushed_lsn: int = 0
+    replayed_lsn: int = 0
+    idle: bool = False  # in recovery, all local WAL is replayed
+    upstream: str = ""  # ip:port that it is told to stream from; empty: fenced
+    streaming: bool = False
+
+    def primary(self) -> bool:
+        """Out of recovery: it would take writes."""
+        return self.running and self.ready and not self.in_recovery
+
+
+class Replica(Value, frozen=True, kw_only=True):
+    """A standby as its primary sees it."""
+
+    name: str
+    flushed_lsn: int
+    streaming: bool = True
+
+
+class Position(Value, frozen=True, kw_only=True):
+    """Where flushed WAL ends."""
+
+    timeline: int
+    lsn: int
+
+
+class View(Value, frozen=True, kw_only=True):
+    """All that one decision may look at. Times are this agent's monotonic clock."""
+
+    voters: tuple[str, ...]  # every member, in order of preference; constant
+    bootstrap: Bootstrap | None = None
+    leader: PostgresLeader | None = None
+    lease: Lease | None = None
+    lease_revision: int = 0
+    lease_seen_s: float = 0.0  # when this agent first saw this revision
+    votes: tuple[Vote, ...] = ()  # cast against this revision
+    history: tuple[Lineage, ...] = ()
+    switchover: Switchover | None = None
+    data: Data = Data()
+    status: Status = Status()
+    replicas: tuple[Replica, ...] = ()  # while primary
+    won_epoch: int = 0  # taken over by this very process; forgotten by a restart
+    complete_lsn: int = 0  # while primary: what a quorum must have before it may serve
+    unlatched_s: float = 0.0  # since when it follows without streaming; 0: it streams
+
+
+class Action(StrEnum):
+    """What an agent can do next."""
+
+    WAIT = "wait"
+    CLAIM_BOOTSTRAP = "claim_bootstrap"
+    INITIALISE = "initialise"
+    START = "start"
+    COPY = "copy"
+    REWIND = "rewind"
+    FOLLOW = "follow"
+    VOTE = "vote"
+    TAKE_OVER = "take_over"
+    PROMOTE = "promote"
+    SERVE = "serve"
+    DEMOTE = "demote"
+    RELEASE = "release"
+    STEP_DOWN = "step_down"
+    REFUSE_SWITCHOVER = "refuse_switchover"
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    """One action and the name of the rule that chose it."""
+
+    rule: str
+    action: Action = Action.WAIT
+    address: str = ""  # COPY, REWIND, FOLLOW: from whom
+    epoch: int = 0  # TAKE_OVER, PROMOTE: which
+    revision: int = 0  # VOTE, TAKE_OVER: the lease revision it is about
+    target: str = ""  # STEP_DOWN: to whom
+    detail: str = ""
