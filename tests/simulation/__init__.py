@@ -1,0 +1,1 @@
+"""Deterministic simulation: real loops, virtual time, faults from a seed."""
