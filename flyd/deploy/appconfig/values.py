@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from flyd.model import Check, Guest, Mount, RestartPolicy, Service, StopConfig, Value
 
 DEFAULT_GROUP = "app"
@@ -19,7 +21,7 @@ DEFAULT_MAX_UNAVAILABLE = 0.33
 
 
 class Remark(Value, frozen=True, kw_only=True):
-    """One thing to say about the file: an error or a warning. `key` is dotted; line and column count from 1."""
+    """An error or a warning about the file. `key` is dotted; line and column count from 1."""
 
     line: int
     key: str
@@ -49,6 +51,10 @@ class ProcessGroup(Value, frozen=True, kw_only=True):
     restart: RestartPolicy = RestartPolicy()
 
 
+def _only_default_group() -> dict[str, ProcessGroup]:
+    return {DEFAULT_GROUP: ProcessGroup()}
+
+
 class AppConfig(Value, frozen=True, kw_only=True):
     """A whole fly.toml. `regions` starts with the primary region; both are empty if the file names none."""
 
@@ -58,7 +64,7 @@ class AppConfig(Value, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     build: dict[str, Any] = {}  # as written; what a driver makes of it is its own matter
     deploy: DeployPolicy = DeployPolicy()
-    groups: dict[str, ProcessGroup] = {DEFAULT_GROUP: ProcessGroup()}  # the default group first
+    groups: dict[str, ProcessGroup] = msgspec.field(default_factory=_only_default_group)  # default first
     stop: StopConfig = StopConfig()
     warnings: tuple[Remark, ...] = ()
 
