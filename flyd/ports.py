@@ -254,3 +254,11 @@ class SourceStore(Protocol):
     async def ensure(self, digest: str) -> str:
         """The path of the unpacked tree, fetched from another host if it is not here yet."""
         ...
+
+    async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> None:
+        """Store a packed tree; `InvalidInput` if its sha256 is not `digest`, and nothing is kept."""
+        ...
+
+    def open(self, digest: str) -> AsyncIterator[bytes]:
+        """The packed tree in chunks; `NotFound` if it is not on this host."""
+        ...

@@ -3,7 +3,7 @@
 Everything lives under ROOT. Values are JSON (flyd/model.py, pgha/model.py). Who writes:
 
     hosts/<host>                     Host           the host, when it joins; stays when it is lost
-    alive/<host>                     ""             the host, under its lease: there while it lives
+    alive/<host>                     true           the host, under its lease: there while it lives
     reservations/<host>              Reservations   placement, in the txn that places or frees
     apps/<app>                       App            the API
     secrets/<app>                    Secrets        the API

