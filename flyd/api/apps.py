@@ -10,7 +10,7 @@ from flyd.api.context import ApiContext
 from flyd.errors import Conflict, InvalidInput, Refused
 from flyd.machines import commands
 from flyd.model import App, Desired, Host, Machine, MachineStatus, Volume, decode, encode
-from flyd.placement import placer
+from flyd.placement.volumes import destroy_volume
 from flyd.ports import Delete, Put, Unchanged
 from flyd.store import keys
 from flyd.v1 import apps_pb2, apps_pb2_grpc
@@ -92,7 +92,7 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
         for machine in machines:
             await commands.wait_gone(ctx.mirror, machine, DELETE_TIMEOUT_S)
         for volume in volumes:
-            await placer.destroy_volume(ctx.kv, app.name, volume.id)
+            await destroy_volume(ctx.kv, app.name, volume.id, entropy=ctx.entropy)
         effects = [Delete(keys.app(app.name)), Delete(keys.secrets(app.name))]
         for prefix in (f"{keys.RELEASES}{app.name}/", f"{keys.RUNS}{app.name}/", f"{keys.PG}{app.name}/"):
             effects += [Delete(item.key) for item in (await ctx.kv.list(prefix)).items]

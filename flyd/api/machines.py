@@ -41,17 +41,13 @@ class MachinesServicer(machines_pb2_grpc.MachinesServiceServicer):
         ctx.app(request.app_name)
         if request.region:
             check_regions(ctx, [request.region])
-        machine = await placer.place(
-            ctx.kv,
-            ctx.clock,
-            ctx.entropy,
-            placer.PlaceRequest(
-                app=request.app_name,
-                region=request.region,
-                name=request.name,
-                config=views.machine_config(request.config),
-            ),
+        order = placer.Order(
+            app=request.app_name,
+            region=request.region or None,
+            name=request.name,
+            config=views.machine_config(request.config),
         )
+        machine = await placer.place(ctx.kv, order, clock=ctx.clock, entropy=ctx.entropy)
         return machines_pb2.CreateMachineResponse(machine=self._view(machine))
 
     async def GetMachine(

@@ -1,0 +1,140 @@
+"""PostgresService: clusters are made by flyd/postgres, decided by pgha, and shown here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from flyd.api import views
+from flyd.api.apps import check_name, check_regions
+from flyd.api.context import ApiContext
+from flyd.errors import InvalidInput, Unavailable
+from flyd.machines import commands
+from flyd.model import App, AppKind, Machine, PostgresLeader, PostgresMember, Secrets, decode
+from flyd.postgres import clusters, databases
+from flyd.store import keys
+from flyd.v1 import postgres_pb2, postgres_pb2_grpc
+from pgha.requests import request_switchover
+
+DEFAULT_MEMORY_MB = 256
+DEFAULT_VOLUME_GB = 1
+SERVING_TIMEOUT_S = 60.0
+FAILOVER_TIMEOUT_S = 30.0
+
+
+class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
+    """Postgres clusters over gRPC."""
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+
+    def _cluster(self, name: str) -> App:
+        app = self._context.app(name)
+        if app.kind is not AppKind.POSTGRES:
+            raise InvalidInput(f"app {name!r} is not a Postgres cluster", hint="`fly apps list` shows kinds.")
+        return app
+
+    def _leader(self, name: str) -> PostgresLeader | None:
+        found = self._context.mirror.get(keys.postgres_leader(name), PostgresLeader)
+        return found.value if found else None
+
+    async def _wait_serving(self, name: str, after_epoch: int, timeout_s: float) -> PostgresLeader:
+        """Wait until a primary newer than `after_epoch` takes connections."""
+        mirror = self._context.mirror
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    version = mirror.version
+                    leader = self._leader(name)
+                    if leader and leader.serving and leader.epoch > after_epoch:
+                        return leader
+                    await mirror.wait_change(version)
+        except TimeoutError:
+            raise Unavailable(
+                f"Postgres cluster {name!r} has no serving primary after {timeout_s:.0f} s",
+                hint=f"`fly postgres status -a {name}` and `fly logs -a {name}` show why.",
+            ) from None
+
+    async def CreateCluster(
+        self, request: postgres_pb2.CreateClusterRequest, context: Any
+    ) -> postgres_pb2.CreateClusterResponse:
+        """Place the members; they elect the primary by themselves."""
+        ctx = self._context
+        check_name(request.cluster_name)
+        check_regions(ctx, list(request.regions))
+        app = await clusters.create(
+            ctx.kv,
+            request.cluster_name,
+            list(request.regions),
+            ctx.etcd_endpoints,
+            memory_mb=request.memory_mb or DEFAULT_MEMORY_MB,
+            volume_size_gb=request.volume_size_gb or DEFAULT_VOLUME_GB,
+            clock=ctx.clock,
+            entropy=ctx.entropy,
+        )
+        await self._wait_serving(app.name, 0, SERVING_TIMEOUT_S)
+        return postgres_pb2.CreateClusterResponse(cluster_name=app.name, endpoint_port=app.endpoint_port)
+
+    async def GetCluster(
+        self, request: postgres_pb2.GetClusterRequest, context: Any
+    ) -> postgres_pb2.GetClusterResponse:
+        """Leader and members as they last said."""
+        ctx = self._context
+        app = self._cluster(request.cluster_name)
+        leader = self._leader(app.name)
+        machines = [i.value for i in ctx.mirror.list(f"{keys.MACHINES}{app.name}/", Machine)]
+        hosts = {machine.id: machine.host for machine in machines}
+        members = [i.value for i in ctx.mirror.list(keys.postgres_members(app.name), PostgresMember)]
+        return postgres_pb2.GetClusterResponse(
+            cluster_name=app.name,
+            primary=leader.node if leader else "",
+            epoch=leader.epoch if leader else 0,
+            serving=bool(leader and leader.serving),
+            endpoint_port=app.endpoint_port,
+            members=[views.postgres_member(m, ctx.alive(hosts.get(m.machine_id, ""))) for m in members],
+        )
+
+    async def _superuser_password(self, cluster: str) -> str:
+        found = await self._context.kv.get(keys.secrets(cluster))
+        return decode(found.value, Secrets).values[clusters.SUPERUSER_SECRET] if found else ""
+
+    async def AttachApp(
+        self, request: postgres_pb2.AttachAppRequest, context: Any
+    ) -> postgres_pb2.AttachAppResponse:
+        """Database and user through this host's endpoint, then the secret."""
+        ctx = self._context
+        cluster = self._cluster(request.cluster_name)
+        app = ctx.app(request.app_name)
+        await self._wait_serving(cluster.name, 0, SERVING_TIMEOUT_S)
+        password = ctx.entropy.token(16)
+        await databases.ensure_database(
+            ctx.host.address,
+            cluster.endpoint_port,
+            await self._superuser_password(cluster.name),
+            app.name,
+            password,
+            cluster.name,
+        )
+        url = databases.database_url(cluster.name, app.name, password)
+        await commands.set_secrets(ctx.kv, app.name, {"DATABASE_URL": url})
+        name = databases.database_name(app.name)
+        return postgres_pb2.AttachAppResponse(database=name, user=name)
+
+    async def Failover(
+        self, request: postgres_pb2.FailoverRequest, context: Any
+    ) -> postgres_pb2.FailoverResponse:
+        """Ask the primary to hand over, and wait for the next one."""
+        cluster = self._cluster(request.cluster_name)
+        before = await self._wait_serving(cluster.name, 0, FAILOVER_TIMEOUT_S)
+        await request_switchover(self._context.kv, cluster.name, request.target)
+        leader = await self._wait_serving(cluster.name, before.epoch, FAILOVER_TIMEOUT_S)
+        return postgres_pb2.FailoverResponse(primary=leader.node, epoch=leader.epoch)
+
+    async def GetConnection(
+        self, request: postgres_pb2.GetConnectionRequest, context: Any
+    ) -> postgres_pb2.GetConnectionResponse:
+        """A superuser's connection through this host's endpoint."""
+        cluster = self._cluster(request.cluster_name)
+        password = await self._superuser_password(cluster.name)
+        address = f"{self._context.host.address}:{cluster.endpoint_port}"
+        return postgres_pb2.GetConnectionResponse(uri=f"postgres://postgres:{password}@{address}/postgres")

@@ -1,0 +1,135 @@
+"""Postgres clusters as applications of flyd: an app of kind postgres, one machine with a volume
+for each member, each running pgha (which alone decides who is primary).
+
+Member names are <cluster>-1, <cluster>-2, ...: they are the constant voter set and stay when a
+machine is replaced. `create` can be called again after a crash: what exists is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flyd.errors import Conflict, InvalidInput
+from flyd.model import (
+    App,
+    AppKind,
+    Check,
+    Guest,
+    Machine,
+    MachineConfig,
+    Mount,
+    RestartPolicy,
+    Secrets,
+    StopConfig,
+    decode,
+    encode,
+)
+from flyd.placement.placer import Order, place
+from flyd.ports import KV, Clock, Entropy, Put, Unchanged
+from flyd.store import keys
+
+FIRST_PORT = 5432
+LAST_PORT = 5531
+SUPERUSER_SECRET = "PGHA_SUPERUSER_PASSWORD"
+REPLICATION_SECRET = "PGHA_REPLICATION_PASSWORD"
+STOP_TIMEOUT_S = 30.0
+DATA_PATH = "/data"
+
+
+def member_config(
+    cluster: str, node: str, voters: Sequence[str], etcd: Sequence[str], memory_mb: int, volume_size_gb: int
+) -> MachineConfig:
+    """What one member's machine is. Pure."""
+    return MachineConfig(
+        image="host:",
+        cmd=("pgha", "run"),
+        env={
+            "PGHA_CLUSTER": cluster,
+            "PGHA_NODE": node,
+            "PGHA_VOTERS": ",".join(voters),
+            "PGHA_ETCD": ",".join(etcd),
+            "PGHA_DATA_DIR": f"{DATA_PATH}/postgres",
+        },
+        guest=Guest(memory_mb=memory_mb),
+        checks={"postgres": Check(kind="tcp", port=FIRST_PORT, interval_s=5.0, grace_period_s=30.0)},
+        mounts=(Mount(path=DATA_PATH, name="pg_data", size_gb=volume_size_gb),),
+        restart=RestartPolicy(policy="always"),
+        stop=StopConfig(signal="SIGTERM", timeout_s=STOP_TIMEOUT_S),
+        metadata={"postgres_node": node},
+        process_group="postgres",
+    )
+
+
+async def create(
+    kv: KV,
+    name: str,
+    regions: Sequence[str],
+    etcd: Sequence[str],
+    *,
+    memory_mb: int,
+    volume_size_gb: int,
+    clock: Clock,
+    entropy: Entropy,
+) -> App:
+    """Make the app with a port of its own, its passwords, and a member in each region."""
+    if len(regions) < 2:
+        raise InvalidInput(
+            f"a Postgres cluster needs at least two regions, not {len(regions)}",
+            hint="With one copy, losing its host loses the data. Example: --regions ams,iad,sin",
+        )
+    app = await _create_app(kv, name, regions, clock, entropy)
+    voters = [f"{name}-{number}" for number in range(1, len(regions) + 1)]
+    existing = await _machine_names(kv, name)
+    for node, region in zip(voters, regions, strict=True):
+        if node in existing:
+            continue
+        config = member_config(name, node, voters, etcd, memory_mb, volume_size_gb)
+        await place(
+            kv, Order(app=name, region=region, name=node, config=config), clock=clock, entropy=entropy
+        )
+    return app
+
+
+async def _create_app(kv: KV, name: str, regions: Sequence[str], clock: Clock, entropy: Entropy) -> App:
+    """The app, its secrets and its endpoint's port in one transaction."""
+    for port in await _free_ports(kv):
+        app = App(
+            name=name,
+            kind=AppKind.POSTGRES,
+            created_at_s=clock.wall_s(),
+            regions=tuple(regions),
+            endpoint_port=port,
+        )
+        secrets = Secrets(
+            app=name, values={SUPERUSER_SECRET: entropy.token(24), REPLICATION_SECRET: entropy.token(24)}
+        )
+        result = await kv.txn(
+            [Unchanged(keys.app(name), 0), Unchanged(keys.port(port), 0)],
+            [
+                Put(keys.app(name), encode(app)),
+                Put(keys.secrets(name), encode(secrets)),
+                Put(keys.port(port), f'"{name}"'.encode()),
+            ],
+        )
+        if result.succeeded:
+            return app
+        taken = await kv.get(keys.app(name))
+        if taken is not None:
+            found = decode(taken.value, App)
+            if found.kind is AppKind.POSTGRES and found.regions == tuple(regions):
+                return found
+            raise Conflict(
+                f"an app is already called {name!r}",
+                hint="Choose another name, or `fly apps list` to see what it is.",
+            )
+    raise Conflict(f"all ports from {FIRST_PORT} to {LAST_PORT} have an owner already")
+
+
+async def _free_ports(kv: KV) -> list[int]:
+    taken = {keys.last_part(item.key) for item in (await kv.list(keys.PORTS)).items}
+    return [port for port in range(FIRST_PORT, LAST_PORT + 1) if str(port) not in taken]
+
+
+async def _machine_names(kv: KV, app: str) -> set[str]:
+    listing = await kv.list(f"{keys.MACHINES}{app}/")
+    return {decode(item.value, Machine).name for item in listing.items}
