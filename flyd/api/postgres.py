@@ -101,15 +101,14 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
     async def AttachApp(
         self, request: postgres_pb2.AttachAppRequest, context: Any
     ) -> postgres_pb2.AttachAppResponse:
-        """Database and user through this host's endpoint, then the secret."""
+        """Database and user on the primary, then the secret."""
         ctx = self._context
         cluster = self._cluster(request.cluster_name)
         app = ctx.app(request.app_name)
-        await self._wait_serving(cluster.name, 0, SERVING_TIMEOUT_S)
+        leader = await self._wait_serving(cluster.name, 0, SERVING_TIMEOUT_S)
         password = ctx.entropy.token(16)
         await databases.ensure_database(
-            ctx.host.address,
-            cluster.endpoint_port,
+            leader.address,
             await self._superuser_password(cluster.name),
             app.name,
             password,

@@ -1,6 +1,6 @@
 """A database and a user of its own for an application: the SQL behind `fly postgres attach`.
 
-Touches Postgres through the cluster's endpoint, so it needs a serving primary. Can be
+Talks to the serving primary at `address` (ip:port), as superuser. Can be
 called again: what exists is kept, the password is set anew.
 """
 
@@ -28,13 +28,14 @@ def database_url(cluster: str, app: str, password: str) -> str:
 
 
 async def ensure_database(
-    address: str, port: int, superuser_password: str, app: str, password: str, cluster: str
+    address: str, superuser_password: str, app: str, password: str, cluster: str
 ) -> None:
     """Create the role and the database unless they exist, and set the role's password."""
     name = database_name(app)
+    host, _, port = address.rpartition(":")
     try:
         connection = await psycopg.AsyncConnection.connect(
-            host=address,
+            host=host,
             port=port,
             user="postgres",
             password=superuser_password,
@@ -44,7 +45,7 @@ async def ensure_database(
         )
     except psycopg.Error as error:
         raise Unavailable(
-            f"the primary of {cluster} does not take connections at {address}:{port}: {error}",
+            f"the primary of {cluster} does not take connections at {address}: {error}",
             hint=f"`fly postgres status -a {cluster}` shows its members.",
         ) from error
     async with connection:
