@@ -100,10 +100,8 @@ class Hardware:
         machine.started_at_s = WALL_START_S + current().time()
         if self.flip(self.temper.exits_by_itself):
             after_s = self.chance.uniform(0, EXIT_WITHIN_S)
-            status = ExitStatus(code=self.chance.choice((0, 1, 137)))
-            current().call_later(
-                after_s, self._exit_later, machine, machine.pid, status, context=self._outside
-            )
+            run = (machine, machine.pid, ExitStatus(code=self.chance.choice((0, 1, 137))))
+            current().call_later(after_s, self._exit_later, *run, context=self._outside)
         self._changed(f"runs {machine.spec.machine_id} pid {machine.pid}")
 
     def end(self, machine: Running, status: ExitStatus) -> None:
@@ -120,7 +118,7 @@ class Hardware:
             self.end(machine, status)
 
     def power_cut(self) -> None:
-        """Every process is gone; the disk stays. What had run is unknown to the next driver but for the disk."""
+        """Every process is gone, and nobody saw how it ended; the disk stays."""
         for machine in self.machines.values():
             machine.pid, machine.unreported = 0, False
         self._changed("lost its power")
