@@ -1,0 +1,163 @@
+"""A local view of some prefixes of etcd, kept current by one list and one watch.
+
+Owns: `Mirror`. Decisions read it synchronously, so one decision sees one revision.
+
+Invariants: the view is the exact content of the prefixes at `revision`; changes of one
+transaction appear together, also across prefixes (that is why there is one watch, on the
+prefixes' common beginning). It may lag behind etcd, and stays as it was while etcd cannot
+be reached: an effect decided on it must carry compares. `version` grows when the content
+changes, never otherwise.
+
+Called by every loop that reads shared state: run `keep` in a TaskGroup, `wait_synced`
+once, then `wait_change` before each look. Does not write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+import structlog
+
+from flyd.errors import Compacted, InvariantBroken, Unavailable
+from flyd.model import decode
+from flyd.ports import KV, Change, KeyValue
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+RETRY_MIN_S = 0.1
+RETRY_MAX_S = 2.0
+
+
+class Versioned(msgspec.Struct, Generic[T], frozen=True):
+    """A decoded value, and the revision to compare with when writing it back (ports.Unchanged)."""
+
+    key: str
+    value: T
+    mod_revision: int
+
+
+class Mirror:
+    """The keys under `prefixes`, as of `revision`."""
+
+    def __init__(self, kv: KV, prefixes: Sequence[str]) -> None:
+        self.version = 0
+        self.revision = 0
+        self._kv = kv
+        self._prefixes = tuple(prefixes)
+        self._common = os.path.commonprefix(self._prefixes)  # noqa: RUF071 - of characters, not path parts
+        self._entries: dict[str, KeyValue] = {}
+        self._order: list[str] = []  # the keys of _entries, sorted
+        self._decoded: dict[str, dict[type[Any], Versioned[Any]]] = {}  # for its newest revision
+        self._synced = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Keep the view current, for ever."""
+        listed = False
+        retry_s = RETRY_MIN_S
+        while True:
+            try:
+                if not listed:
+                    await self._relist()
+                    listed = True
+                async for batch in self._kv.watch(self._common, self.revision + 1):
+                    self._apply(batch.changes, batch.revision)
+                    retry_s = RETRY_MIN_S
+            except Compacted as e:
+                log.info("mirror.compacted", prefix=self._common, compact_revision=e.compact_revision)
+                listed = False
+            except Unavailable as e:
+                if retry_s == RETRY_MIN_S:
+                    log.warning("mirror.etcd_unavailable", prefix=self._common, error=str(e))
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_MAX_S)
+
+    async def wait_synced(self) -> None:
+        """Return once the view has been read for the first time."""
+        await self._synced.wait()
+
+    async def wait_change(self, version: int) -> int:
+        """Return the newest version as soon as it is not `version`."""
+        while self.version == version:
+            await self._changed.wait()
+        return self.version
+
+    def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
+        """The key's value as `kind`: `bytes` and `str` as stored, anything else from JSON."""
+        entry = self._entries.get(key)
+        return self._decode(entry, kind) if entry is not None else None
+
+    def list(self, prefix: str, kind: type[T]) -> list[Versioned[T]]:
+        """All values under `prefix` (within the mirror's own prefixes), in key order."""
+        found: list[Versioned[T]] = []
+        for position in range(bisect_left(self._order, prefix), len(self._order)):
+            key = self._order[position]
+            if not key.startswith(prefix):
+                break
+            found.append(self._decode(self._entries[key], kind))
+        return found
+
+    async def _relist(self) -> None:
+        listing = await self._kv.list(self._common)
+        present = {kv.key for kv in listing.items}
+        gone = [Change(key, None, listing.revision) for key in self._order if key not in present]
+        now = [Change(kv.key, kv, kv.mod_revision) for kv in listing.items]
+        self._apply([*gone, *now], listing.revision)
+        self._synced.set()
+
+    def _apply(self, changes: Iterable[Change], revision: int) -> None:
+        relevant = [c for c in changes if c.key.startswith(self._prefixes)]
+        applied = [self._apply_one(c) for c in relevant]
+        self.revision = revision
+        if any(applied):
+            self._bump()
+
+    def _apply_one(self, change: Change) -> bool:
+        held = self._entries.get(change.key)
+        if change.value is None:
+            if held is None:
+                return False
+            del self._entries[change.key]
+            del self._order[bisect_left(self._order, change.key)]
+            self._decoded.pop(change.key, None)
+            return True
+        if held is None:
+            insort(self._order, change.key)
+        elif held.mod_revision == change.value.mod_revision:
+            return False
+        self._entries[change.key] = change.value
+        self._decoded.pop(change.key, None)
+        return True
+
+    def _bump(self) -> None:
+        self.version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _decode(self, entry: KeyValue, kind: type[T]) -> Versioned[T]:
+        cached = self._decoded.setdefault(entry.key, {})
+        if kind not in cached:
+            cached[kind] = Versioned(entry.key, _value(entry, kind), entry.mod_revision)
+        return cached[kind]
+
+
+def _value(entry: KeyValue, kind: type[T]) -> T:
+    if kind is bytes:
+        return cast(T, entry.value)
+    if kind is str:
+        return cast(T, entry.value.decode())
+    try:
+        return decode(entry.value, kind)
+    except msgspec.DecodeError as e:
+        raise InvariantBroken(
+            f"etcd key {entry.key} (revision {entry.mod_revision}) is no {kind.__name__}: {e}",
+            hint=f"see what wrote it with: etcdctl get {entry.key}; "
+            "a host with a newer flyd may use a format that this one does not know",
+        ) from e
