@@ -8,6 +8,7 @@ differences listed in `parse.py`.
 """
 
 from flyd.deploy.appconfig.expansion import machine_config, process_groups, release_machine_config
+from flyd.deploy.appconfig.parse import inspect, parse, remark_text
 from flyd.deploy.appconfig.values import AppConfig, DeployPolicy, ProcessGroup, Remark, Report
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "ProcessGroup",
     "Remark",
     "Report",
+    "inspect",
     "machine_config",
+    "parse",
     "process_groups",
     "release_machine_config",
+    "remark_text",
 ]

@@ -1,7 +1,7 @@
 """From an AppConfig to the machines that it asks for. Pure; called by the deployer.
 
-The variables set here are those that follow from the file. What depends on the
-machine (FLY_REGION, FLY_MACHINE_ID, FLY_PRIVATE_IP, secrets) is added on its host.
+What depends on the machine (FLY_* and PRIMARY_REGION, PORT, secrets) is added on its
+host, by flyd/machines/environment.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def machine_config(config: AppConfig, group: str, image: str) -> MachineConfig:
     return MachineConfig(
         image=image,
         cmd=wanted.command,
-        env=_env(config, group),
+        env=config.env,
         guest=wanted.guest,
         services=wanted.services,
         checks=wanted.checks,
@@ -47,7 +47,7 @@ def release_machine_config(config: AppConfig, image: str) -> MachineConfig:
     return MachineConfig(
         image=image,
         cmd=config.deploy.release_command,
-        env={**_env(config, RELEASE_COMMAND_GROUP), "RELEASE_COMMAND": "1"},
+        env={**config.env, "RELEASE_COMMAND": "1"},
         guest=config.deploy.release_command_guest or default.guest,
         restart=RestartPolicy(policy="no"),
         stop=config.stop,
@@ -55,13 +55,6 @@ def release_machine_config(config: AppConfig, image: str) -> MachineConfig:
         auto_destroy=True,
         process_group=RELEASE_COMMAND_GROUP,
     )
-
-
-def _env(config: AppConfig, group: str) -> dict[str, str]:
-    env = {**config.env, "FLY_PROCESS_GROUP": group}
-    if config.primary_region:
-        env["PRIMARY_REGION"] = config.primary_region
-    return env
 
 
 def _metadata(group: str) -> dict[str, str]:
