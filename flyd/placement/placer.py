@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import msgspec
 
 from flyd.errors import Conflict, OutcomeUnknown, Unplaceable
-from flyd.model import Host, Machine, MachineConfig, Mount, Reservations, Value, Volume, encode
+from flyd.model import Host, Machine, Mount, Reservations, Volume, encode
 from flyd.placement import ids
-from flyd.placement.scheduler import Placement, Refusal, Request, Snapshot, address, reserved, schedule
+from flyd.placement.scheduler import Order, Placement, Refusal, Request, Snapshot, address, reserved, schedule
 from flyd.placement.snapshot import Sighting, read_snapshot
 from flyd.ports import KV, Clock, Entropy, Put, Unchanged
 from flyd.store import keys
@@ -31,18 +31,6 @@ PLACE_ATTEMPTS = 24
 
 PLACE_BACKOFF_S = 0.02
 """Longest wait before the second try; grows by as much with each further one."""
-
-
-class Order(Value, frozen=True, kw_only=True):
-    """A machine that somebody wants. Empty `machine_id` and `name`: new ones are made."""
-
-    app: str
-    config: MachineConfig
-    region: str | None = None
-    host: str | None = None
-    machine_id: str = ""
-    name: str = ""
-    release: int = 0
 
 
 async def place(

@@ -16,10 +16,33 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
-from flyd.model import Desired, Guest, Host, Machine, Mount, Reservations, Resources, Value, Volume
+from flyd.model import (
+    Desired,
+    Guest,
+    Host,
+    Machine,
+    MachineConfig,
+    Mount,
+    Reservations,
+    Resources,
+    Value,
+    Volume,
+)
 
 ADDRESSES_PER_HOST = 250 * 250
 """Machine addresses in one host's subnet."""
+
+
+class Order(Value, frozen=True, kw_only=True):
+    """A machine that somebody wants placed. Empty `machine_id` and `name`: the placer makes them."""
+
+    app: str
+    config: MachineConfig
+    region: str | None = None
+    host: str | None = None
+    machine_id: str = ""
+    name: str = ""
+    release: int = 0
 
 
 class Request(Value, frozen=True, kw_only=True):
