@@ -1,0 +1,109 @@
+"""fly cluster: a whole cluster on this machine, one loopback network per host."""
+
+from __future__ import annotations
+
+import click
+
+from flyd.cli.connection import forget_context, save_context
+from flyd.cli.output import done, emit, say, state, table, waiting
+from flyd.cluster import local
+from flyd.cluster.layout import DEFAULT_BASE, HTTP_PORT, layout
+from flyd.model import Resources
+
+name_option = click.option("--name", default="local", show_default=True, help="Which cluster.")
+
+
+@click.group()
+def cluster() -> None:
+    """A cluster on this machine: each host has its own etcd, flyd and Envoy."""
+
+
+@cluster.command(
+    epilog="""\b
+Examples:
+  fly cluster up
+  fly cluster up --regions ams,iad,sin --memory 4096"""
+)
+@name_option
+@click.option("--regions", default="ams,iad,sin", show_default=True, help="One host in each; 1, 3 or 5.")
+@click.option(
+    "--base", default=DEFAULT_BASE, show_default=True, help="Hosts are 127.BASE.0.1, 127.BASE+1.0.1, ..."
+)
+@click.option("--cpus", default=4, show_default=True, help="Capacity of each host.")
+@click.option("--memory", default=4096, show_default=True, help="Capacity of each host, in MB.")
+@click.option("--disk", default=50, show_default=True, help="Capacity of each host, in GB.")
+@click.option("-j", "--json", "json_output", is_flag=True, help="Print JSON.")
+def up(name: str, regions: str, base: int, cpus: int, memory: int, disk: int, json_output: bool) -> None:
+    """Start a cluster and make it the one that `fly` talks to."""
+    wanted = tuple(part.strip() for part in regions.split(",") if part.strip())
+    plan = layout(name, wanted, base, Resources(cpus=cpus, memory_mb=memory, disk_gb=disk))
+    made = local.LocalCluster(plan)
+    with waiting("starting") as spinner:
+        made.up(lambda text: spinner.update(f"starting {text}"))
+    save_context(plan.api)
+    if json_output:
+        emit({"name": name, "api": list(plan.api), "etcd": list(plan.etcd), "root": str(made.root)})
+        return
+    done(f"cluster [bold]{name}[/bold] is up: {', '.join(h.region for h in plan.hosts)}")
+    for host in plan.hosts:
+        say(f"  {host.name}: API {host.address}:4280, apps at http://{host.address}:{HTTP_PORT} (by Host)")
+    say("Next: `fly hosts list`, or `fly launch` in an app's folder.")
+
+
+@cluster.command()
+@name_option
+def down(name: str) -> None:
+    """Stop everything of a cluster and delete its data."""
+    found = local.LocalCluster.load(name)
+    with waiting("stopping"):
+        killed = found.down()
+    forget_context(found.plan.api)
+    done(f"cluster {name} is gone ({killed} processes ended, its data deleted)")
+
+
+@cluster.command()
+@name_option
+@click.option("-j", "--json", "json_output", is_flag=True, help="Print JSON.")
+def status(name: str, json_output: bool) -> None:
+    """What runs of a cluster."""
+    found = local.LocalCluster.load(name)
+    hosts = found.status()
+    if json_output:
+        emit([{f: getattr(h, f) for f in h.__struct_fields__} for h in hosts])
+        return
+    table(
+        ["HOST", "REGION", "STATE", "ETCD PID", "FLYD PID", "PROCESSES"],
+        [
+            (
+                h.name,
+                h.region,
+                state("up" if h.flyd_pid and h.etcd_pid else "lost"),
+                h.etcd_pid or "-",
+                h.flyd_pid or "-",
+                h.processes,
+            )
+            for h in hosts
+        ],
+        empty="no hosts",
+    )
+
+
+@cluster.command("kill-host")
+@name_option
+@click.argument("region")
+def kill_host(name: str, region: str) -> None:
+    """Lose a host: SIGKILL its flyd, Envoy, etcd member and machines, as a power cut would."""
+    found = local.LocalCluster.load(name)
+    killed = found.kill_host(found.plan.host(region))
+    done(f"{region} is dead ({killed} processes). `fly cluster start-host {region}` brings it back.")
+
+
+@cluster.command("start-host")
+@name_option
+@click.argument("region")
+def start_host(name: str, region: str) -> None:
+    """Bring a lost host back with the disks it had."""
+    found = local.LocalCluster.load(name)
+    with waiting(f"starting {region}"):
+        found.start_host(found.plan.host(region))
+    done(f"{region} is back")

@@ -1,0 +1,103 @@
+"""Which cluster the command talks to, and how calls are made.
+
+FLY_API (one or more host:port, by commas) wins; else the context file that
+`fly cluster up` writes. Any flyd can answer; the first that connects is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import grpc
+
+from flyd.api.status import from_rpc
+from flyd.errors import InvalidInput, Unavailable
+
+R = TypeVar("R")
+
+CALL_TIMEOUT_S = 15.0
+ENV = "FLY_API"
+
+
+def context_path() -> Path:
+    """The file that remembers the cluster."""
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(config) / "flyd" / "context.json"
+
+
+def save_context(api: tuple[str, ...]) -> None:
+    """Remember a cluster for the next command."""
+    path = context_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"api": list(api)}) + "\n")
+
+
+def forget_context(api: tuple[str, ...]) -> None:
+    """Forget the cluster if it is the one remembered."""
+    if remembered() == api:
+        context_path().unlink(missing_ok=True)
+
+
+def remembered() -> tuple[str, ...]:
+    """The addresses in the context file; empty if there is none."""
+    try:
+        return tuple(json.loads(context_path().read_text())["api"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return ()
+
+
+def addresses() -> tuple[str, ...]:
+    """Where flyd answers, or an error that says how to tell."""
+    chosen = os.environ.get(ENV, "")
+    found = tuple(part.strip() for part in chosen.split(",") if part.strip()) or remembered()
+    if not found:
+        raise Unavailable(
+            "no cluster is known here",
+            hint=f"`fly cluster up` starts one on this machine; {ENV}=HOST:PORT names one elsewhere.",
+        )
+    return found
+
+
+@functools.cache
+def channel() -> grpc.Channel:
+    """One channel to the first address that connects."""
+    return grpc.insecure_channel(
+        "ipv4:" + ",".join(addresses()), options=(("grpc.max_reconnect_backoff_ms", 1000),)
+    )
+
+
+def call(method: Callable[..., R], request: object, timeout_s: float = CALL_TIMEOUT_S) -> R:
+    """One call with a deadline; a failure as our own error."""
+    try:
+        return method(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise from_rpc(cast(Any, error), ",".join(addresses())) from None
+
+
+def stream(method: Callable[..., Any], request: object) -> Iterator[Any]:
+    """A streaming call; a failure as our own error."""
+    try:
+        yield from method(request)
+    except grpc.RpcError as error:
+        raise from_rpc(cast(Any, error), ",".join(addresses())) from None
+
+
+def app_name(given: str | None) -> str:
+    """--app, else `app` of ./fly.toml, else an error."""
+    if given:
+        return given
+    try:
+        name = tomllib.loads(Path("fly.toml").read_text()).get("app")
+    except FileNotFoundError:
+        name = None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"fly.toml: {error}", hint="`fly config validate` shows the place.") from None
+    if not isinstance(name, str):
+        raise InvalidInput("which app?", hint="Give --app NAME, or go to a folder whose fly.toml names it.")
+    return name
