@@ -78,6 +78,17 @@ class Switchover(Value, frozen=True, kw_only=True):
 # --------------------------------------------------------------------------- what an agent sees
 
 
+class AgentConfig(Value, frozen=True, kw_only=True):
+    """Who this member is. Constant for its life."""
+
+    cluster: str
+    node: str
+    voters: tuple[str, ...]
+    region: str
+    address: str  # ip:port of its Postgres
+    machine_id: str = ""
+
+
 class DataState(StrEnum):
     """What a member's data directory is worth."""
 

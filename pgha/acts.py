@@ -1,0 +1,244 @@
+"""Carrying out decisions: one method an action, called by pgha/agent.py, one at a time.
+
+Each method may fail with `Unavailable` at any line; every one can be repeated. The order of
+the steps inside is what the safety argument needs (README.md); nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from flyd.errors import InvariantBroken, Unavailable
+from flyd.model import PostgresLeader, encode
+from flyd.ports import KV, Clock, Delete, Put, Unchanged
+from pgha import keys
+from pgha.journal import Journal
+from pgha.model import Action, AgentConfig, Bootstrap, Decision, Lease, Lineage, Position, View, Vote
+from pgha.observe import ClusterRecords
+from pgha.ports import Postgres
+from pgha.term import Term
+
+STEP_DOWN_S = 10.0  # a planned hand-over: for the standbys to get the last WAL
+
+
+class Acts:
+    """What one member can do to its Postgres and to etcd."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        kv: KV,
+        postgres: Postgres,
+        clock: Clock,
+        records: ClusterRecords,
+        term: Term,
+        journal: Journal,
+    ) -> None:
+        self._config = config
+        self._kv = kv
+        self._postgres = postgres
+        self._clock = clock
+        self._records = records
+        self._term = term
+        self._journal = journal
+        self.checkpoint_due = False
+        self.complete_lsn = 0  # of the present term: what a quorum must have before it serves
+        self._acts: dict[Action, Callable[[View, Decision], Awaitable[None]]] = {
+            Action.CLAIM_BOOTSTRAP: self._claim_bootstrap,
+            Action.INITIALISE: self._initialise,
+            Action.START: self._start,
+            Action.COPY: self._copy,
+            Action.REWIND: self._rewind,
+            Action.FOLLOW: self._follow,
+            Action.VOTE: self._vote,
+            Action.TAKE_OVER: self._take_over,
+            Action.PROMOTE: self._promote,
+            Action.SERVE: self._serve,
+            Action.DEMOTE: self._demote,
+            Action.RELEASE: self._release,
+            Action.STEP_DOWN: self._step_down,
+            Action.REFUSE_SWITCHOVER: self._refuse_switchover,
+        }
+
+    async def do(self, view: View, decision: Decision) -> None:
+        """Carry out what was decided; raises Unavailable if it must be looked at again."""
+        await self._acts[decision.action](view, decision)
+
+    # ----------------------------------------------------------------------- getting up
+
+    async def _claim_bootstrap(self, view: View, decision: Decision) -> None:
+        cluster = self._config.cluster
+        absent = [Unchanged(keys.bootstrap(cluster), 0), Unchanged(keys.postgres_leader(cluster), 0)]
+        claim = Put(keys.bootstrap(cluster), encode(Bootstrap(node=self._config.node)))
+        await self._kv.txn(absent, [claim])
+
+    async def _initialise(self, view: View, decision: Decision) -> None:
+        await self._postgres.initialise()
+        self._record("initialised", "new data directory", 1)
+
+    async def _start(self, view: View, decision: Decision) -> None:
+        await self._postgres.start()
+
+    async def _copy(self, view: View, decision: Decision) -> None:
+        await self._postgres.copy(decision.address)
+        self._record("copied", f"fresh copy from {decision.address}", decision.epoch)
+
+    async def _rewind(self, view: View, decision: Decision) -> None:
+        was = Position(timeline=view.status.timeline, lsn=view.status.replayed_lsn)
+        if await self._postgres.rewind(decision.address):
+            self._record("rewound", f"rewound to {decision.address}", decision.epoch, was)
+        else:
+            self._record("rewind_failed", "a fresh copy is needed", decision.epoch, was)
+
+    async def _follow(self, view: View, decision: Decision) -> None:
+        await self._postgres.follow(decision.address)
+        at = Position(timeline=view.status.timeline, lsn=view.status.replayed_lsn)
+        self._record("following", f"streaming from {decision.address}", decision.epoch, at)
+
+    # ----------------------------------------------------------------------- a round
+
+    async def _vote(self, view: View, decision: Decision) -> None:
+        """Promise, close, and only then say what we have: in this order (I3)."""
+        cluster, node, revision = self._config.cluster, self._config.node, decision.revision
+        lease = await self._kv.get(keys.lease(cluster))
+        if lease is None or lease.mod_revision != revision:
+            return
+        await self._postgres.save_promise(revision)
+        position = await self._postgres.fence()
+        epoch = 0 if view.lease is None else view.lease.epoch
+        self._record("fenced", "closed to the old primary", epoch, position)
+        vote = Vote(
+            node=node,
+            revision=revision,
+            epoch=position.timeline,
+            lsn=position.lsn,
+            system_id=view.data.system_id,
+        )
+        put = Put(keys.vote(cluster, revision, node), encode(vote))
+        if (await self._kv.txn([Unchanged(keys.lease(cluster), revision)], [put])).succeeded:
+            self._record("voted", f"in the round of lease revision {revision}", epoch, position)
+
+    async def _take_over(self, view: View, decision: Decision) -> None:
+        """One compare-and-set on the very revisions that were voted on (I1)."""
+        config, epoch = self._config, decision.epoch
+        leader_key, lease_key = keys.postgres_leader(config.cluster), keys.lease(config.cluster)
+        leader = PostgresLeader(
+            cluster=config.cluster,
+            epoch=epoch,
+            node=config.node,
+            address=config.address,
+            since_s=self._clock.wall_s(),
+        )
+        mine = next((v for v in view.votes if v.node == config.node), None)
+        parent = mine.epoch if mine is not None else view.status.timeline
+        line = Lineage(epoch=epoch, node=config.node, system_id=view.data.system_id, parent=parent)
+        compares = [
+            Unchanged(leader_key, self._records.mod_revision(leader_key)),
+            Unchanged(lease_key, decision.revision),
+        ]
+        effects = [
+            Put(leader_key, encode(leader)),
+            Put(lease_key, encode(Lease(epoch=epoch, node=config.node))),
+            Put(keys.history(config.cluster, epoch), encode(line)),
+            Delete(keys.switchover(config.cluster)),
+            *(Delete(key) for key in self._records.vote_keys()),
+        ]
+        sent_s = self._clock.monotonic_s()
+        result = await self._kv.txn(compares, effects)
+        if result.succeeded:
+            self.complete_lsn = 0
+            self._term.begin(epoch, result.revision, sent_s)
+            lsn = 0 if mine is None else mine.lsn
+            self._record("elected", "took over", epoch, Position(timeline=parent, lsn=lsn))
+
+    async def _promote(self, view: View, decision: Decision) -> None:
+        cluster, epoch = self._config.cluster, decision.epoch
+        if not self._term.valid():
+            return
+        switch_lsn = await self._postgres.promote(epoch)
+        status = await self._postgres.status()
+        self.complete_lsn = max(status.flushed_lsn, switch_lsn)
+        line = next((h for h in view.history if h.epoch == epoch), None)
+        if line is None:
+            raise InvariantBroken(f"epoch {epoch} was won but has no lineage record")
+        done = Lineage(
+            epoch=epoch,
+            node=line.node,
+            system_id=line.system_id,
+            parent=line.parent,
+            switch_lsn=switch_lsn,
+        )
+        leader_key = keys.postgres_leader(cluster)
+        compare = Unchanged(leader_key, self._records.mod_revision(leader_key))
+        if not (await self._kv.txn([compare], [Put(keys.history(cluster, epoch), encode(done))])).succeeded:
+            raise Unavailable(f"epoch {epoch} ended while it was promoting")
+        at = Position(timeline=epoch, lsn=switch_lsn)
+        self._record("promoted", "out of recovery", epoch, at)
+        self.checkpoint_due = True
+
+    async def _serve(self, view: View, decision: Decision) -> None:
+        if await self._set_serving(view, serving=True):
+            at = Position(timeline=decision.epoch, lsn=self.complete_lsn)
+            self._record("serving", "a quorum has everything: open for writes", decision.epoch, at)
+
+    async def _set_serving(self, view: View, *, serving: bool) -> bool:
+        leader = view.leader
+        if leader is None:
+            return False
+        key = keys.postgres_leader(self._config.cluster)
+        said = PostgresLeader(
+            cluster=leader.cluster,
+            epoch=leader.epoch,
+            node=leader.node,
+            address=leader.address,
+            serving=serving,
+            since_s=leader.since_s,
+        )
+        compare = Unchanged(key, self._records.mod_revision(key))
+        return (await self._kv.txn([compare], [Put(key, encode(said))])).succeeded
+
+    # ----------------------------------------------------------------------- the end of a term
+
+    async def lost(self, reason: str) -> None:
+        """The lease cannot be held: Postgres dies now. Called by the term's own loop."""
+        await self._postgres.kill()
+        self._journal.record("postgres.demoted", f"killed Postgres: {reason}")
+        self._records.poke()
+
+    async def _demote(self, view: View, decision: Decision) -> None:
+        self._term.end()
+        await self._postgres.kill()
+        self._record("demoted", "killed Postgres: its epoch is over", decision.epoch)
+
+    async def _release(self, view: View, decision: Decision) -> None:
+        self._term.end()
+        await self._postgres.kill()
+        if await self._term.release(target=""):
+            epoch = 0 if view.lease is None else view.lease.epoch
+            self._record("demoted", "Postgres is down here: gave the lease back", epoch)
+
+    async def _step_down(self, view: View, decision: Decision) -> None:
+        await self.hand_over(view, decision.target, STEP_DOWN_S)
+
+    async def hand_over(self, view: View, target: str, timeout_s: float) -> None:
+        """Stop serving, stop Postgres so that the standbys get everything, give the lease back."""
+        epoch = self._term.epoch
+        if not await self._set_serving(view, serving=False):
+            return
+        self._record("switchover", f"handing over to {target or 'the best replica'}", epoch)
+        await self._postgres.stop(timeout_s)
+        self._term.end()
+        await self._term.release(target)
+        self._record("demoted", "stopped and gave the lease back", epoch)
+
+    async def _refuse_switchover(self, view: View, decision: Decision) -> None:
+        key = keys.switchover(self._config.cluster)
+        compare = Unchanged(key, self._records.mod_revision(key))
+        if (await self._kv.txn([compare], [Delete(key)])).succeeded:
+            self._record("switchover_refused", decision.detail, self._term.epoch)
+
+    def _record(self, kind: str, message: str, epoch: int, position: Position | None = None) -> None:
+        fields: dict[str, str | int] = {"epoch": epoch}
+        if position is not None:
+            fields |= {"lsn": position.lsn, "timeline": position.timeline}
+        self._journal.record(f"postgres.{kind}", message, **fields)

@@ -1,0 +1,149 @@
+"""What etcd says of one cluster, kept current in memory, and when each lease revision was first seen.
+
+The copy may lag behind etcd; nothing unsafe follows from that, because everything that
+matters is a compare-and-set. Whoever is about to doubt the holder calls `refresh` first (a
+linearizable listing), so that a stalled watch is never taken for a dead primary.
+
+Used by pgha/agent.py only. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import structlog
+
+from flyd.errors import Compacted, Unavailable
+from flyd.model import PostgresLeader, Value, decode
+from flyd.ports import KV, Clock, KeyValue, Listing
+from pgha import keys
+from pgha.model import Bootstrap, Lease, Lineage, Switchover, Vote
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 0.3
+T = TypeVar("T", bound=Value)
+
+
+class ClusterRecords:
+    """One cluster's keys as last seen."""
+
+    def __init__(self, cluster: str, kv: KV, clock: Clock) -> None:
+        self._cluster = cluster
+        self._kv = kv
+        self._clock = clock
+        self._items: dict[str, KeyValue] = {}
+        self._revision = 0
+        self._seen_revision: int = 0  # of the lease, when `lease_seen_s` was set
+        self._changed = asyncio.Event()
+        self.lease_seen_s = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether etcd has ever answered."""
+        return self._revision > 0
+
+    async def refresh(self) -> None:
+        """Read everything afresh."""
+        self._install(await self._kv.list(keys.cluster(self._cluster)))
+
+    async def watch(self) -> None:
+        """Follow every change, for ever."""
+        failing = False
+        while True:
+            try:
+                if not self.known:
+                    await self.refresh()
+                async for batch in self._kv.watch(keys.cluster(self._cluster), self._revision + 1):
+                    failing = False
+                    for change in batch.changes:
+                        self._apply(change.key, change.value, change.mod_revision)
+                    self._moved(batch.revision)
+            except Compacted:
+                self._revision = 0
+            except Unavailable as error:
+                if not failing:
+                    log.warning("pgha.watch_failed", cluster=self._cluster, error=str(error))
+                failing = True
+                await asyncio.sleep(RETRY_S)
+
+    async def wait_change(self, timeout_s: float) -> None:
+        """Return at the next change, or after `timeout_s`."""
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        self._changed.clear()
+
+    def poke(self) -> None:
+        """Make `wait_change` return."""
+        self._changed.set()
+
+    def mod_revision(self, key: str) -> int:
+        """Of the key as last seen; 0 if absent."""
+        item = self._items.get(key)
+        return 0 if item is None else item.mod_revision
+
+    def leader(self) -> PostgresLeader | None:
+        """Who may be primary."""
+        return self._one(keys.postgres_leader(self._cluster), PostgresLeader)
+
+    def bootstrap(self) -> Bootstrap | None:
+        """Who may run initdb."""
+        return self._one(keys.bootstrap(self._cluster), Bootstrap)
+
+    def lease(self) -> Lease | None:
+        """The holder's sign of life."""
+        return self._one(keys.lease(self._cluster), Lease)
+
+    def switchover(self) -> Switchover | None:
+        """A wish to move the primary."""
+        return self._one(keys.switchover(self._cluster), Switchover)
+
+    @property
+    def lease_revision(self) -> int:
+        """Of the lease; it names the round."""
+        return self.mod_revision(keys.lease(self._cluster))
+
+    def votes(self) -> tuple[Vote, ...]:
+        """Cast against the present lease revision."""
+        return self._all(keys.votes(self._cluster, self.lease_revision), Vote)
+
+    def history(self) -> tuple[Lineage, ...]:
+        """All epochs, oldest first."""
+        return self._all(keys.histories(self._cluster), Lineage)
+
+    def vote_keys(self) -> tuple[str, ...]:
+        """Of the present round."""
+        prefix = keys.votes(self._cluster, self.lease_revision)
+        return tuple(k for k in sorted(self._items) if k.startswith(prefix))
+
+    def _one(self, key: str, kind: type[T]) -> T | None:
+        item = self._items.get(key)
+        return None if item is None else decode(item.value, kind)
+
+    def _all(self, prefix: str, kind: type[T]) -> tuple[T, ...]:
+        return tuple(decode(self._items[k].value, kind) for k in sorted(self._items) if k.startswith(prefix))
+
+    def _install(self, listing: Listing) -> None:
+        if listing.revision < self._revision:
+            return
+        self._items = {item.key: item for item in listing.items}
+        self._moved(listing.revision)
+
+    def _apply(self, key: str, value: KeyValue | None, revision: int) -> None:
+        if revision <= self._revision:  # a listing was ahead of the watch
+            return
+        if value is None:
+            self._items.pop(key, None)
+        else:
+            self._items[key] = value
+
+    def _moved(self, revision: int) -> None:
+        self._revision = max(revision, self._revision)
+        if self.lease_revision != self._seen_revision:
+            self._seen_revision = self.lease_revision
+            self.lease_seen_s = self._clock.monotonic_s()
+        self._changed.set()
