@@ -82,6 +82,15 @@ class Network:
         """One draw."""
         return self._chance.random() < probability
 
+    def send(self, a: str, b: str, deliver: Callable[[], None]) -> None:
+        """Bring a message from one place to another; a cut, now or on arrival, swallows it."""
+        if self.reaches(a, b):
+            current().call_later(self.delay_s(), self._arrive, a, b, deliver, context=self._outside)
+
+    def _arrive(self, a: str, b: str, deliver: Callable[[], None]) -> None:
+        if self.reaches(a, b):
+            deliver()
+
     def request(self, host: str, effect: Callable[[], T]) -> asyncio.Future[T]:
         """Send a request to etcd; the future has its answer, if one comes."""
         loop = current()
@@ -113,6 +122,7 @@ class Network:
             return
         if refused is not None:
             reply.set_exception(refused)
+            reply.exception()  # its sender may have crashed; nobody has to see it
         else:
             reply.set_result(outcome)
 
