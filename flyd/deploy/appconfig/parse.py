@@ -27,7 +27,7 @@ from flyd.deploy.appconfig.machines import (
     read_restarts,
     read_stop,
 )
-from flyd.deploy.appconfig.positions import key_lines
+from flyd.deploy.appconfig.positions import Path, key_lines
 from flyd.deploy.appconfig.schema import remark_on_keys
 from flyd.deploy.appconfig.services import read_checks, read_services
 from flyd.deploy.appconfig.table import Remarks, Table
@@ -36,6 +36,7 @@ from flyd.errors import InvalidInput
 from flyd.model import Mount
 
 MAX_FILE_CHARS = 1_000_000
+MAX_SHOWN_CHARS = 100  # of a line with a syntax error
 APP_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label
 REGION = re.compile(r"[a-z][a-z0-9-]{0,30}")
 BUILD_SOURCES = ("image", "dockerfile", "builder", "builtin")
@@ -59,10 +60,10 @@ def parse(text: str, filename: str) -> AppConfig:
 def inspect(text: str, filename: str) -> Report:
     """Everything there is to say about the file, errors and warnings in the order of their lines."""
     try:
-        document = _document(text)
+        document, lines = _document(text)
     except _Malformed as malformed:
         return Report(filename=filename, errors=(malformed.remark,))
-    remarks = Remarks(key_lines(text))
+    remarks = Remarks(lines)
     remark_on_keys(document, remarks)
     config = _config(Table(document, (), remarks))
     errors, warnings = _by_line(remarks.errors), _by_line(remarks.warnings)
@@ -88,15 +89,17 @@ class _Malformed(Exception):
         self.remark = remark
 
 
-def _document(text: str) -> dict[str, Any]:
+def _document(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
     if len(text) > MAX_FILE_CHARS:
         raise _Malformed(Remark(line=1, key="", message=f"is longer than {MAX_FILE_CHARS} characters"))
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text), key_lines(text)
     except RecursionError:
         raise _Malformed(Remark(line=1, key="", message="arrays or tables are nested too deeply")) from None
-    except ValueError as error:  # tomllib's own, and int()'s for a number of too many digits
+    except tomllib.TOMLDecodeError as error:
         raise _Malformed(_syntax_remark(str(error), text)) from None
+    except ValueError:  # tomllib leaves int()'s and date()'s own errors as they are
+        raise _Malformed(Remark(line=1, key="", message="a number or a date is out of range")) from None
 
 
 def _syntax_remark(message: str, text: str) -> Remark:
@@ -106,10 +109,10 @@ def _syntax_remark(message: str, text: str) -> Remark:
         return Remark(line=1, key="", message=message)
     line, column = (int(match[2]), int(match[3])) if match[2] else (len(lines), len(lines[-1]) + 1)
     reason = match[1][0].lower() + match[1][1:]
-    shown = lines[line - 1].replace("\t", " ") if line <= len(lines) else ""
-    return Remark(
-        line=line, column=column, key="", message=f"{reason}\n    {shown}\n    {' ' * (column - 1)}^"
-    )
+    start = max(0, column - MAX_SHOWN_CHARS // 2)
+    shown = lines[line - 1].replace("\t", " ")[start : start + MAX_SHOWN_CHARS]
+    caret = " " * (column - 1 - start) + "^"
+    return Remark(line=line, column=column, key="", message=f"{reason}\n    {shown}\n    {caret}")
 
 
 def _by_line(remarks: list[Remark]) -> tuple[Remark, ...]:

@@ -53,9 +53,9 @@ def read_checks(root: Table, groups: Groups) -> dict[str, dict[str, Check]]:
     else:
         table = root.table("checks")
         named = [(name, table.table(name)) for name in table.values]
-    http_port = root.table("http_service").values.get("internal_port", 0) if "http_service" in root else 0
+    http_port = root.table("http_service").integer("internal_port", 0, minimum=1, maximum=MAX_PORT)
     for name, section in named:
-        check = _top_level_check(section, http_port if isinstance(http_port, int) else 0)
+        check = _top_level_check(section, http_port)
         for group in groups.of(section):
             found[group][name] = check
     return found
@@ -97,9 +97,7 @@ def _internal_port(section: Table) -> int:
     port = section.integer("internal_port", 0, minimum=1, maximum=MAX_PORT)
     if "internal_port" not in section:
         # Fly loads such a service, and then it forwards nowhere.
-        section.warn(
-            "internal_port", "is missing, so nothing is forwarded: the port the application listens on"
-        )
+        section.warn("internal_port", "is missing (the port the app listens on): nothing is forwarded")
     return port
 
 

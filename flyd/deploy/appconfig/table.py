@@ -92,7 +92,7 @@ class Table:
         if isinstance(value, bool) or not isinstance(value, int):
             self.error(key, f"expected a whole number, not {_kind(value)}")
             return default
-        if not minimum <= value <= maximum and value != default:
+        if key in self and not minimum <= value <= maximum:
             self.error(key, f"{value} is not between {minimum} and {maximum}")
             return default
         return value
