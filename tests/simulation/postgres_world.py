@@ -1,0 +1,293 @@
+"""The Postgres world: three real pgha agents over fake servers, clients, and faults.
+
+Owns the fault schedule, the clients and the end of a run. Checkers always on: ledger.py, and
+here: at a take-over the old primary is dead unless its own agent was held up (I7). After the
+faults: a serving primary within HEAL_S, which has every acknowledged row, and all three
+members stream again.
+
+Called by tests/simulation/runner.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from flyd.model import PostgresLeader, decode, encode
+from flyd.ports import Change, Put
+from pgha import keys
+from pgha.agent import Agent
+from pgha.model import AgentConfig, Switchover
+from tests.simulation.ledger import Ledger, Violation
+from tests.simulation.loop import current, stream
+from tests.simulation.network import CALM, ETCD, ROUGH, Network, SimulatedClock, SimulatedKV, Store
+from tests.simulation.postgres import PostgresHost, SimulatedPostgres
+
+NODES = ("ams", "iad", "sin")
+CLUSTER = "chat-db"
+CLIENT = "client"
+ANSWER_S = 2.0
+FAULTS_S = 25.0
+HEAL_S = 30.0
+STREAM_S = 60.0
+ROWS_AT_LEAST = 5
+
+
+class PostgresWorld:
+    """Everything of one run."""
+
+    def __init__(self, make_agent: Callable[..., Agent] = Agent) -> None:
+        loop = current()
+        self.chance = stream(loop.seed, "faults")
+        self.network = Network()
+        self.store = Store()
+        self.ledger = Ledger()
+        self.hosts: dict[str, PostgresHost] = {}
+        for name in NODES:
+            self.hosts[name] = PostgresHost(name, self.network, self.ledger, self.hosts)
+        self._make_agent = make_agent
+        self._held_up_s: dict[str, float] = {}  # node -> when its agent was last frozen or down
+        self._leader: PostgresLeader | None = None
+        self.store.on_change.append(self._see_leader)
+
+    # ------------------------------------------------------------------ who runs
+
+    def start_agent(self, name: str) -> None:
+        """Start pgha on a node, unless it runs."""
+        loop = current()
+        if loop.alive(f"{name}/pgha"):
+            return
+        self._held_up_s[name] = loop.time()
+        host = self.hosts[name]
+        config = AgentConfig(
+            cluster=CLUSTER, node=name, region=name, address=host.address, machine_id=name, voters=NODES
+        )
+        kv = SimulatedKV(self.network, self.store, name)
+        agent = self._make_agent(config, kv, SimulatedPostgres(host), SimulatedClock())
+        loop.spawn(f"{name}/pgha", agent.run())
+
+    def leader(self) -> PostgresLeader | None:
+        """As etcd has it."""
+        return self._leader
+
+    def primary(self) -> PostgresHost | None:
+        """The serving primary, if its server is there."""
+        leader = self._leader
+        if leader is None or not leader.serving:
+            return None
+        host = self.hosts[leader.node]
+        return host if host.server is not None and not host.server.in_recovery else None
+
+    def _see_leader(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.key == keys.postgres_leader(CLUSTER) and change.value is not None:
+                before, self._leader = self._leader, decode(change.value.value, PostgresLeader)
+                if before is not None and before.node != self._leader.node:
+                    self._check_old_primary(before)
+
+    def _check_old_primary(self, old: PostgresLeader) -> None:
+        """The lease says that the old primary is dead, unless nobody could kill it."""
+        name, loop = old.node, current()
+        server = self.hosts[name].server
+        held_up = loop.time() - self._held_up_s.get(name, 0.0) < FAULTS_S or not loop.alive(f"{name}/pgha")
+        if server is not None and not server.in_recovery and not server.stopping and not held_up:
+            loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} takes over")
+
+    # ------------------------------------------------------------------ clients
+
+    async def write_through_endpoint(self) -> None:
+        """A client that goes where the endpoint leads."""
+        while True:
+            primary = self.primary()
+            if primary is None:
+                await asyncio.sleep(0.05)
+            else:
+                await self._insert(primary)
+                await asyncio.sleep(self.chance.uniform(0.01, 0.2))
+
+    async def write_anywhere(self) -> None:
+        """A client with an old address: writes to whoever takes it, and stays."""
+        while True:
+            target = self.hosts[self.chance.choice(NODES)]
+            while await self._insert(target):
+                await asyncio.sleep(self.chance.uniform(0.01, 0.2))
+            await asyncio.sleep(self.chance.uniform(0.05, 0.5))
+
+    async def _insert(self, host: PostgresHost) -> bool:
+        """One row; False if it was refused or the answer did not come."""
+        row = self.ledger.send()
+        answer: asyncio.Future[bool] = current().create_future()
+
+        def settle(accepted: bool) -> None:
+            if not answer.done():
+                answer.set_result(accepted)
+
+        def arrive() -> None:
+            server = host.server
+            if server is not None:
+                server.inbox.put_nowait(lambda: server.insert(row, reply))
+
+        def reply(accepted: bool) -> None:
+            self.network.send(host.name, CLIENT, lambda: settle(accepted))
+
+        self.network.send(CLIENT, host.name, arrive)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except TimeoutError:
+            return False
+
+    # ------------------------------------------------------------------ the run
+
+    async def run(self) -> str:
+        """Form the cluster, let it suffer, let it heal, check."""
+        loop = current()
+        for name in NODES:
+            self.start_agent(name)
+        loop.spawn(f"{CLIENT}/endpoint", self.write_through_endpoint())
+        loop.spawn(f"{CLIENT}/anywhere", self.write_anywhere())
+        if self.chance.random() < 0.8:
+            await self._wait("the cluster forms", lambda: self.primary() is not None, HEAL_S)
+        end = loop.time() + FAULTS_S
+        while loop.time() < end:
+            await asyncio.sleep(self.chance.uniform(0.1, 4))
+            self._one_fault()
+        await self._heal()
+        return f"{len(self.ledger.acknowledged)} rows, epoch {self._leader.epoch if self._leader else 0}"
+
+    def _one_fault(self) -> None:
+        name = self.chance.choice(NODES)
+        leader = self._leader
+        if leader is not None and self.chance.random() < 0.5:
+            name = leader.node  # most of what is interesting happens to the primary
+        fault = self.chance.choice(self._faults())
+        fault(name)
+
+    def _faults(self) -> tuple[Callable[[str], None], ...]:
+        return (
+            self._power_cut,
+            self._power_cut,
+            self._crash_agent,
+            self._kill_server,
+            self._freeze_agent,
+            self._freeze_server,
+            self._freeze_both,
+            self._cut_from_etcd,
+            self._cut_off,
+            self._cut_off,
+            self._cut_one_link,
+            self._etcd_outage,
+            self._compact,
+            self._bad_weather,
+            self._switchover,
+        )
+
+    def _later(self, span_s: tuple[float, float], action: Callable[[], None]) -> None:
+        loop = current()
+        loop.call_later(self.chance.uniform(*span_s), action, context=loop.world_context())
+
+    def _power_cut(self, name: str) -> None:
+        current().note(f"power cut {name}")
+        current().crash(f"{name}/pgha")
+        self.hosts[name].power_cut()
+        self._later((0.3, 12), lambda: self.start_agent(name))
+
+    def _crash_agent(self, name: str) -> None:
+        current().crash(f"{name}/pgha")
+        self._later((0.1, 4), lambda: self.start_agent(name))
+
+    def _kill_server(self, name: str) -> None:
+        current().note(f"kill -9 of Postgres {name}")
+        self.hosts[name].kill()
+
+    def _freeze_agent(self, name: str) -> None:
+        self._freeze(name, f"{name}/pgha")
+
+    def _freeze_server(self, name: str) -> None:
+        self._freeze(name, f"{name}/postgres")
+
+    def _freeze_both(self, name: str) -> None:
+        self._freeze(name, f"{name}/pgha", f"{name}/postgres")
+
+    def _freeze(self, name: str, *processes: str) -> None:
+        loop = current()
+        self._held_up_s[name] = loop.time()
+        for process in processes:
+            loop.pause(process)
+
+        def resume() -> None:
+            for process in processes:
+                loop.resume(process)
+
+        self._later((0.2, 8), resume)
+
+    def _cut_from_etcd(self, name: str) -> None:
+        self.network.cut(name, ETCD)
+        self._later((0.3, 8), self.network.heal)
+
+    def _cut_off(self, name: str) -> None:
+        for other in (*NODES, ETCD, CLIENT):
+            if other != name:
+                self.network.cut(name, other)
+        self._later((0.3, 8), self.network.heal)
+
+    def _cut_one_link(self, name: str) -> None:
+        self.network.cut(name, self.chance.choice([n for n in NODES if n != name]))
+        self._later((0.3, 8), self.network.heal)
+
+    def _etcd_outage(self, _name: str) -> None:
+        for node in NODES:
+            self.network.cut(node, ETCD)
+        self._later((0.3, 6), self.network.heal)
+
+    def _compact(self, _name: str) -> None:
+        self.store.compact(self.store.revision - self.chance.randrange(3))
+
+    def _bad_weather(self, _name: str) -> None:
+        self.network.weather = ROUGH
+        self._later((1, 15), self._calm)
+
+    def _calm(self) -> None:
+        self.network.weather = CALM
+
+    def _switchover(self, name: str) -> None:
+        target = self.chance.choice(("", name))
+        self.store.txn((), (Put(keys.switchover(CLUSTER), encode(Switchover(target=target))),))
+
+    # ------------------------------------------------------------------ the end
+
+    async def _heal(self) -> None:
+        loop = current()
+        self.network.heal()
+        self._calm()
+        for name in NODES:
+            loop.resume(f"{name}/pgha")
+            loop.resume(f"{name}/postgres")
+            self.start_agent(name)
+        loop.note("healed")
+        acknowledged = len(self.ledger.acknowledged)
+        await self._wait(
+            "rows are acknowledged again",
+            lambda: len(self.ledger.acknowledged) >= acknowledged + ROWS_AT_LEAST,
+            HEAL_S,
+        )
+        await self._wait("all members stream again", self._all_stream, STREAM_S)
+        primary = self.primary()
+        if primary is None:
+            raise Violation("no primary at the end")
+        self.ledger.check_lost(f"{primary.name}, the primary at the end,", primary.disk.wal)
+
+    def _all_stream(self) -> bool:
+        primary = self.primary()
+        others = [host for host in self.hosts.values() if host is not primary]
+        return primary is not None and all(
+            h.server is not None and h.server.streaming and h.server.upstream == primary.address
+            for h in others
+        )
+
+    async def _wait(self, what: str, reached: Callable[[], bool], limit_s: float) -> None:
+        deadline = current().time() + limit_s
+        while not reached():
+            if current().time() > deadline:
+                raise Violation(f"not within {limit_s:.0f} s: {what}; leader {self._leader}")
+            await asyncio.sleep(0.1)

@@ -1,0 +1,51 @@
+"""Runs one world with one seed; knows the worlds by name.
+
+A run's structlog lines go into its trace. Called by __main__.py (the replay command) and by
+the tests; `replay_command` is what a failing test prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, MutableMapping
+from typing import Any, NoReturn
+
+import structlog
+
+from tests.simulation.loop import Finished, current, run_to_end
+from tests.simulation.postgres_world import PostgresWorld
+
+LIMIT_S = 600.0
+
+
+async def _postgres() -> str:
+    return await PostgresWorld().run()
+
+
+WORLDS: dict[str, Callable[[], Coroutine[Any, Any, str]]] = {"postgres": _postgres}
+
+
+def replay_command(world: str, seed: int) -> str:
+    """What to type to see that run again."""
+    return f"python -m tests.simulation --world {world} --seed {seed} --trace"
+
+
+def _into_trace(_logger: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
+    name = event.pop("event", "")
+    fields = " ".join(f"{key}={event[key]}" for key in sorted(event))
+    current().note(f"[{level}] {name} {fields}")
+    raise structlog.DropEvent
+
+
+def simulate(main: Callable[[], Coroutine[Any, Any, Any]], seed: int, limit_s: float = LIMIT_S) -> Finished:
+    """Run a world's main function; its log lines become part of the trace."""
+    before = structlog.get_config()
+    structlog.configure(processors=[_into_trace], cache_logger_on_first_use=False)
+    try:
+        return run_to_end(seed, main, limit_s)
+    finally:
+        structlog.configure(**before)
+
+
+def run_world(world: str, seed: int) -> Finished:
+    """One run of a world."""
+    return simulate(WORLDS[world], seed)
