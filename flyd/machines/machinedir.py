@@ -30,7 +30,7 @@ from typing import TypeVar
 
 import msgspec
 
-from flyd.errors import InvalidInput, NotFound
+from flyd.errors import InvalidInput, NotFound, Unavailable
 from flyd.machines import proc
 from flyd.machines.durable import remove_file, sync_directory, write_file
 from flyd.model import ExitStatus, MachineSpec, Observed, Value, decode, encode
@@ -152,6 +152,15 @@ class MachineDirectory:
 
     def prepare(self, spec: MachineSpec) -> None:
         """Make all that a start of `spec` needs; changes nothing that is already so."""
+        try:
+            self._prepare(spec)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot make the files of machine {spec.machine_id} in {self.path}: {error}",
+                hint="is the host's disk full? (df -h; df -i)",
+            ) from error
+
+    def _prepare(self, spec: MachineSpec) -> None:
         source = Path(spec.source_path) if spec.source_path else None
         if source is not None and not source.is_dir():
             raise NotFound(
