@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from flyd.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
+from flyd.machines.summary import last_known
 from flyd.model import Desired, Machine, MachineState, MachineStatus, Secrets, Value, decode, encode
 from flyd.ports import KV, Put, Unchanged
 from flyd.store import keys
@@ -105,23 +106,6 @@ async def wait_gone(mirror: Mirror, machine: Machine, timeout_s: float) -> None:
         return True if mirror.get(keys.machine(machine.app, machine.id), Machine) is None else None
 
     await _wait(mirror, machine, gone, "was not destroyed", timeout_s)
-
-
-def last_known(status: MachineStatus | None) -> str:
-    """What a machine's host last said, in one line: state, why, how it last ended, failing checks."""
-    if status is None:
-        return "its host has said nothing of it yet"
-    parts = [f"state {status.state.value}"]
-    if status.detail:
-        parts.append(status.detail)
-    if status.restarts:
-        parts.append(f"{status.restarts} restarts")
-    parts += [
-        f"check {c.name} {c.status}: {c.output or 'no output'}"
-        for c in status.checks
-        if c.status != "passing"
-    ]
-    return "; ".join(parts)
 
 
 W = TypeVar("W")
