@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc.aio
-
 from flyd.api import views
 from flyd.api.apps import check_regions
 from flyd.api.context import ApiContext
-from flyd.api.status import from_rpc
-from flyd.errors import FlydError, InvalidInput, Refused, Unavailable
+from flyd.api.logs import forward, machine_logs
+from flyd.errors import FlydError, InvalidInput, Refused
 from flyd.machines import commands
 from flyd.model import Desired, Machine, MachineState
 from flyd.placement import placer
@@ -129,7 +127,7 @@ class MachinesServicer(machines_pb2_grpc.MachinesServiceServicer):
             raise InvalidInput("no command to run was given")
         machine = self._context.machine(request.app_name, request.machine_id)
         if machine.host != self._context.host.name:
-            async for part in self._forward(machine, "ExecMachine", request):
+            async for part in forward(self._context, machine, "ExecMachine", request):
                 yield part
             return
         timeout_s = request.timeout or EXEC_DEFAULT_S
@@ -162,24 +160,10 @@ class MachinesServicer(machines_pb2_grpc.MachinesServiceServicer):
         lines: asyncio.Queue[machines_pb2.StreamLogsResponse | None],
     ) -> None:
         """One machine's lines into the queue; a host that is away costs its lines, not the call."""
-        tail = request.tail or TAIL_DEFAULT
         try:
-            if machine.host == self._context.host.name:
-                async for line in self._context.driver.logs(machine.id, tail=tail, follow=request.follow):
-                    await lines.put(
-                        machines_pb2.StreamLogsResponse(
-                            machine_id=machine.id,
-                            region=machine.region,
-                            timestamp=line.at_s,
-                            message=line.text,
-                        )
-                    )
-                return
-            asked = machines_pb2.StreamLogsRequest(
-                app_name=machine.app, machine_id=machine.id, tail=tail, follow=request.follow
-            )
-            async for part in self._forward(machine, "StreamLogs", asked):
-                await lines.put(part)
+            tail = request.tail or TAIL_DEFAULT
+            async for line in machine_logs(self._context, machine, tail, request.follow):
+                await lines.put(line)
         except FlydError as error:
             await lines.put(
                 machines_pb2.StreamLogsResponse(
@@ -189,21 +173,6 @@ class MachinesServicer(machines_pb2_grpc.MachinesServiceServicer):
                     message=f"[flyd] no logs from host {machine.host}: {error.message}",
                 )
             )
-
-    async def _forward(self, machine: Machine, method: str, request: Any) -> AsyncIterator[Any]:
-        """The same streaming call, answered by the machine's own host."""
-        host = self._context.peers.host(machine.host)
-        if not self._context.alive(host.name):
-            raise Unavailable(
-                f"host {host.name} ({host.region}) of machine {machine.id} is lost",
-                hint="`fly hosts list` shows since when; the call works once it is back.",
-            )
-        stub = machines_pb2_grpc.MachinesServiceStub(self._context.peers.channel(host))
-        try:
-            async for part in getattr(stub, method)(request):
-                yield part
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, f"{host.name} ({host.api_address})") from error
 
 
 async def _close_when_done(

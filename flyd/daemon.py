@@ -1,0 +1,232 @@
+"""flyd: one per host. The composition root: the only place where adapters are built.
+
+    flyd --config /etc/flyd.toml
+
+Order of a start: the host's lock, the store, the mirror's first view, then all loops at
+once. SIGTERM and SIGINT cancel the loops; machines and Envoy run on, and the next flyd
+takes them over. A SIGKILL differs only in that the host's lease runs out by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import structlog
+
+from flyd.api.context import ApiContext
+from flyd.api.logs import last_lines
+from flyd.api.peers import Peers
+from flyd.api.server import build_server
+from flyd.deploy.deployer import Deployer
+from flyd.edge.envoy import Envoy
+from flyd.edge.loop import keep_edge
+from flyd.edge.xds import AdsServer
+from flyd.errors import FlydError, Refused
+from flyd.hosts.config import HostConfig, read_config
+from flyd.hosts.membership import keep_membership
+from flyd.machines.host import HostLoop
+from flyd.machines.probes import probe
+from flyd.machines.process import ProcessDriver
+from flyd.machines.sources import DirectorySources
+from flyd.model import Host
+from flyd.store import keys
+from flyd.store.etcd import EtcdKV
+from flyd.store.leader import lead
+from flyd.store.mirror import Mirror
+from flyd.store.runlog import SqliteRunLog
+from flyd.store.system import SystemClock, SystemEntropy
+from volumes.directory import DirectoryVolumes
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 1.0
+MIRRORED = (
+    keys.HOSTS,
+    keys.ALIVE,
+    keys.RESERVATIONS,
+    keys.APPS,
+    keys.SECRETS,
+    keys.MACHINES,
+    keys.STATUS,
+    keys.VOLUMES,
+    keys.RELEASES,
+    keys.RUNS,
+    keys.PG,
+)
+
+
+def lock_data_dir(data_dir: Path) -> int:
+    """Hold the host's data directory alone; two flyds on one disk would undo each other's work."""
+    data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    handle = os.open(data_dir / "flyd.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Refused(
+            f"another flyd runs on {data_dir}", hint=f"`fuser {data_dir}/flyd.lock` shows its pid."
+        ) from None
+    return handle
+
+
+def describe(config: HostConfig, clock: SystemClock) -> Host:
+    """This host as the others see it."""
+    return Host(
+        name=config.name,
+        region=config.region,
+        api_address=config.api_address,
+        address=config.address,
+        subnet=config.subnet,
+        capacity=config.capacity,
+        driver=config.driver,
+        version=version("flyd"),
+        http_port=config.http_port,
+        joined_at_s=clock.wall_s(),
+    )
+
+
+def machine_environment() -> dict[str, str]:
+    """What every machine's environment begins with: this installation's programs first on the path."""
+    programs = str(Path(sys.executable).parent)
+    env = {"PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}", "LANG": "C.UTF-8"}
+    if "FLYD_HOST" in os.environ:  # a local cluster finds a host's processes by this mark
+        env["FLYD_HOST"] = os.environ["FLYD_HOST"]
+    return env
+
+
+async def run(config: HostConfig) -> None:
+    """Run one flyd until it is cancelled."""
+    data_dir = Path(config.data_dir)
+    clock, entropy = SystemClock(), SystemEntropy()
+    host = describe(config, clock)
+    kv = EtcdKV(config.etcd)
+    mirror = Mirror(kv, MIRRORED)
+    peers = Peers(host.name, mirror)
+    sources = DirectorySources(data_dir / "sources", peers.fetch_source)
+    driver = ProcessDriver(data_dir / "machines", clock, machine_environment())
+    host_loop = HostLoop(
+        host=host,
+        kv=kv,
+        mirror=mirror,
+        driver=driver,
+        run_log=SqliteRunLog(data_dir / "runs.sqlite"),
+        volumes=DirectoryVolumes(data_dir / "volumes"),
+        sources=sources,
+        clock=clock,
+        entropy=entropy,
+        probe=probe,
+    )
+    context = ApiContext(
+        host=host,
+        kv=kv,
+        mirror=mirror,
+        clock=clock,
+        entropy=entropy,
+        driver=driver,
+        sources=sources,
+        peers=peers,
+        etcd_endpoints=config.etcd,
+    )
+    deployer = Deployer(kv, mirror, clock=clock, entropy=entropy, last_lines=partial(last_lines, context))
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(mirror.keep(), name="mirror")
+            group.create_task(host_loop.run(), name="machines")
+            await mirror.wait_synced()
+            group.create_task(keep_membership(kv, host), name="membership")
+            group.create_task(
+                lead(kv, "deployer", host.name, lambda held: deployer.keep_deploying(held.guard)),
+                name="deployer",
+            )
+            if host.http_port:
+                ads = AdsServer(f"unix:{data_dir / 'ads.sock'}")
+                ads_address = await ads.start()
+                envoy = Envoy(data_dir / "envoy", host.name, host.region, ads_address, clock)
+                group.create_task(keep_edge(host, mirror, ads), name="edge")
+                group.create_task(envoy.keep(), name="envoy")
+            server = build_server(context)
+            await server.start()
+            log.info("flyd.serves", host=host.name, region=host.region, api=host.api_address)
+            try:
+                await server.wait_for_termination()
+            finally:
+                await server.stop(STOP_GRACE_S)
+    finally:
+        await peers.close()
+        await kv.close()
+
+
+async def run_until_signalled(config: HostConfig) -> None:
+    """Run until SIGTERM or SIGINT; any other end of a loop ends flyd with its error."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await run(config)
+    except asyncio.CancelledError:
+        log.info("flyd.stopped", host=config.name, machines="run on")
+
+
+def configure_logging() -> None:
+    """One line an event: time, level, event, fields; to standard error."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=False),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(
+                key_order=["timestamp", "level", "event"], bool_as_flag=False
+            ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/flyd.toml"),
+    show_default=True,
+    help="The host's configuration; flyd/hosts/config.py explains each key.",
+)
+def main(config_path: Path) -> None:
+    """Run this host's flyd. Stopping it, in any way, stops no machine."""
+    configure_logging()
+    try:
+        config = read_config(config_path)
+        lock = lock_data_dir(Path(config.data_dir))
+        asyncio.run(run_until_signalled(config))
+        os.close(lock)
+    except FlydError as error:
+        _exit(error)
+    except BaseExceptionGroup as group:
+        matched = group.subgroup(FlydError)
+        if matched is None:
+            raise
+        error: BaseException = matched
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        assert isinstance(error, FlydError)
+        _exit(error)
+
+
+def _exit(error: FlydError) -> None:
+    """Say why flyd does not run, for a person and for systemd."""
+    click.echo(f"flyd: {error.message}\n{error.hint}".rstrip(), err=True)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
