@@ -1,0 +1,89 @@
+"""Hosts, capacity, volumes and applications: what a cluster holds besides machines."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from flyd.model.value import Value
+
+
+class Resources(Value, frozen=True, kw_only=True):
+    """An amount of capacity, or of its use."""
+
+    cpus: int = 0
+    memory_mb: int = 0
+    disk_gb: int = 0
+
+
+class Host(Value, frozen=True, kw_only=True):
+    """A host as it described itself when it last joined. Stays when the host is lost."""
+
+    name: str
+    region: str
+    api_address: str  # host:port of its flyd
+    address: str  # the host's own address on the private network; endpoints listen here
+    subnet: str  # first octets of its machines' addresses, e.g. "127.11"
+    capacity: Resources
+    driver: str
+    version: str
+    http_port: int = 0  # the edge's public HTTP port, 0: no edge
+    cordoned: bool = False
+    joined_at_s: float = 0.0
+
+
+class Reservations(Value, frozen=True, kw_only=True):
+    """What is promised on one host. Placement commits by comparing this record's revision."""
+
+    host: str
+    machines: dict[str, Resources] = {}
+    volumes_gb: dict[str, int] = {}
+    addresses: dict[str, int] = {}  # machine id -> number of its address in the subnet
+
+
+class Volume(Value, frozen=True, kw_only=True):
+    """A volume: on one host, attached to at most one machine; `epoch` grows with each attach."""
+
+    id: str
+    name: str
+    app: str
+    region: str
+    host: str
+    size_gb: int
+    attached_machine: str = ""
+    epoch: int = 0
+    created_at_s: float = 0.0
+
+
+class AppKind(StrEnum):
+    """What an application is to flyd."""
+
+    APP = "app"
+    POSTGRES = "postgres"
+
+
+class App(Value, frozen=True, kw_only=True):
+    """An application: a name that machines, releases, volumes and secrets belong to."""
+
+    name: str
+    kind: AppKind = AppKind.APP
+    created_at_s: float = 0.0
+    regions: tuple[str, ...] = ()  # where a deploy puts machines; first is the primary region
+    endpoint_port: int = 0  # Postgres: the port, on every host's own address, that follows the primary
+
+
+class Secrets(Value, frozen=True, kw_only=True):
+    """An application's secrets. They override env; names in them are resolved on the host."""
+
+    app: str
+    values: dict[str, str] = {}
+
+
+class Event(Value, frozen=True, kw_only=True):
+    """One line of the cluster's history, for incident reports. Times are the writer's wall clock."""
+
+    at_s: float
+    app: str
+    source: str  # host or machine id
+    kind: str  # e.g. "postgres.detected", "machine.exit", "host.lost"
+    message: str
+    fields: dict[str, str] = {}
