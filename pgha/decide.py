@@ -214,7 +214,7 @@ def follow(view: View, me: str, now: float) -> Decision | None:
     leader = view.leader
     if leader is None or leader.node == me or not lease_alive(view, now):
         return None
-    if view.data.promised >= view.lease_revision:
+    if view.data.promised >= view.lease_revision or any(v.node == me for v in view.votes):
         return None
     if view.status.timeline > leader.epoch:
         detail = f"timeline {view.status.timeline} is ahead of epoch {leader.epoch}: this cannot be"

@@ -1,0 +1,112 @@
+"""The text of Postgres' configuration files, as this controller wants them. Pure.
+
+`synchronous_standby_names` follows from the constant list of members and is in every
+member's file from before its first start (I6): no primary ever runs without it.
+Called by pgha/postgres.py.
+"""
+
+from __future__ import annotations
+
+from pgha.decide import acks_needed
+
+REPLICATION_USER = "pgha_replication"
+SUPERUSER = "postgres"
+INCLUDE = "include_if_exists = 'pgha.conf'\n"
+
+# Small defaults: many members share one development machine. Short network timeouts: a replica
+# that is gone must not hold commits for long (I16). A crash must end the term, so no restart by itself.
+SETTINGS = {
+    "wal_level": "replica",
+    "wal_log_hints": "on",
+    "hot_standby": "on",
+    "synchronous_commit": "on",
+    "fsync": "on",
+    "full_page_writes": "on",
+    "restart_after_crash": "off",
+    "max_connections": "100",
+    "max_wal_senders": "16",
+    "max_replication_slots": "16",
+    "wal_keep_size": "256MB",
+    "max_slot_wal_keep_size": "1GB",
+    "max_wal_size": "256MB",
+    "min_wal_size": "80MB",
+    "shared_buffers": "32MB",
+    "wal_sender_timeout": "3s",
+    "wal_receiver_timeout": "3s",
+    "wal_receiver_status_interval": "1s",
+    "wal_retrieve_retry_interval": "100ms",
+    "max_standby_streaming_delay": "3s",
+    "max_standby_archive_delay": "3s",
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "4s",
+    "password_encryption": "scram-sha-256",
+    "lc_messages": "C",
+    "jit": "off",
+    "recovery_target_timeline": "latest",
+    "log_line_prefix": "%m [%p] ",
+}
+
+HBA = f"""\
+# Written by pgha. The socket is in a directory that only Postgres' own user (and root) can enter.
+local all all trust
+host replication {REPLICATION_USER} all scram-sha-256
+host all all all scram-sha-256
+"""
+
+
+def quoted(text: str) -> str:
+    """As a value of a configuration file or of a connection string."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def synchronous_names(me: str, members: tuple[str, ...]) -> str:
+    """`ANY k (all others)`."""
+    others = ", ".join('"' + name.replace('"', '""') + '"' for name in members if name != me)
+    return f"ANY {acks_needed(len(members))} ({others})"
+
+
+def conninfo(address: str, user: str, name: str, passfile: str) -> str:
+    """How to reach another member's Postgres; the password is in a file that fencing takes away."""
+    host, _, port = address.rpartition(":")
+    parts = {
+        "host": host.strip("[]"),
+        "port": port,
+        "user": user,
+        "dbname": "postgres",
+        "application_name": name,
+        "passfile": passfile,
+        "connect_timeout": "2",
+        "keepalives_idle": "2",
+        "keepalives_interval": "1",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "4000",
+    }
+    return " ".join(f"{key}={quoted(value)}" for key, value in parts.items())
+
+
+def server_config(
+    *,
+    me: str,
+    members: tuple[str, ...],
+    host: str,
+    port: int,
+    socket_dir: str,
+    primary_conninfo: str,
+) -> str:
+    """The whole of pgha.conf."""
+    settings = SETTINGS | {
+        "cluster_name": me,
+        "listen_addresses": host,
+        "port": str(port),
+        "unix_socket_directories": socket_dir,
+        "synchronous_standby_names": synchronous_names(me, members),
+        "primary_conninfo": primary_conninfo,
+    }
+    lines = [f"{name} = '" + _escaped(value) + "'" for name, value in settings.items()]
+    return "# Written by pgha at each change: do not edit.\n" + "\n".join(lines) + "\n"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")

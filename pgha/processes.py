@@ -1,0 +1,161 @@
+"""Running Postgres' programs as an unprivileged user, and making sure that they are dead.
+
+Postgres refuses to run as root, so a root agent drops to `postgres` or `nobody`. Every child gets a
+parent-death signal: an agent that is SIGKILLed takes its Postgres with it. Backends call setsid, so
+neither process groups nor the postmaster's death say that all is over (T8): the processes of a
+server are found by their working directory, which Postgres sets to its data directory.
+
+Called by pgha/postgres.py. Linux only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flyd.errors import InvalidInput, Unavailable
+
+USERS = ("postgres", "nobody")
+GONE_S = 5.0  # after SIGKILL
+GONE_POLL_S = 0.002
+
+# PR_SET_PDEATHSIG is 1; it is set after setuid, which clears it.
+LAUNCH = """
+import ctypes, os, sys
+parent, uid, gid, number = map(int, sys.argv[1:5])
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+if ctypes.CDLL(None).prctl(1, number, 0, 0, 0) != 0 or os.getppid() != parent:
+    sys.exit(70)
+try:
+    os.execv(sys.argv[5], sys.argv[5:])
+except OSError as error:
+    sys.exit(f"{sys.argv[5]}: {error.strerror}")
+"""
+
+
+def unprivileged() -> pwd.struct_passwd:
+    """Who runs Postgres: ourselves, or for root the first of USERS that exists."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid())
+    for name in USERS:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise InvalidInput(
+        "Postgres must not run as root and there is no user to run it as",
+        hint="add a user named postgres (adduser --system postgres)",
+    )
+
+
+def bound_command(
+    command: Sequence[str], user: pwd.struct_passwd, death_signal: signal.Signals
+) -> tuple[str, ...]:
+    """The command that runs `command` as `user` and gets `death_signal` when we die.
+
+    A second interpreter does it, as root, before exec: Python code between fork and exec
+    (`preexec_fn`) may deadlock in a process with gRPC's threads.
+    """
+    numbers = (str(os.getpid()), str(user.pw_uid), str(user.pw_gid), str(int(death_signal)))
+    return (sys.executable, "-I", "-S", "-c", LAUNCH, *numbers, *command)
+
+
+async def run_tool(
+    command: Sequence[str],
+    *,
+    user: pwd.struct_passwd,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    timeout_s: float,
+) -> tuple[int, str]:
+    """Run one of Postgres' programs to its end; its exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *bound_command(command, user, signal.SIGKILL),
+        cwd=cwd,
+        env=dict(env),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, _ = await process.communicate(stdin)
+    except TimeoutError:
+        raise Unavailable(f"{Path(command[0]).name} took longer than {timeout_s} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, output.decode(errors="replace").strip()
+
+
+def server_pids(data_dir: Path) -> list[int]:
+    """Every process whose working directory is `data_dir`: postmaster, backends, leftovers."""
+    target = os.path.realpath(data_dir)
+    found: list[int] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            if os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)") == target and _alive(entry):
+                found.append(int(entry))
+        except OSError:
+            continue  # it ended meanwhile, or is not ours to look at
+    return found
+
+
+def walreceivers(data_dir: Path) -> list[int]:
+    """The processes of this server that stream from a primary."""
+    found: list[int] = []
+    for pid in server_pids(data_dir):
+        try:
+            if b"walreceiver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+async def kill_all(data_dir: Path) -> None:
+    """SIGKILL every process of the server, until there is none."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + GONE_S
+    while pids := server_pids(data_dir):
+        for pid in pids:
+            send(pid, signal.SIGKILL)
+        if loop.time() > deadline_s:
+            raise Unavailable(f"processes {pids} of {data_dir} do not die")
+        await asyncio.sleep(GONE_POLL_S)
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Signal a process; one that is gone is no error."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def give_tree(path: Path, user: pwd.struct_passwd) -> None:
+    """Make the directory and all in it the user's, if we are root."""
+    if os.geteuid() != 0:
+        return
+    shutil.chown(path, user.pw_uid, user.pw_gid)
+    for root, folders, files in os.walk(path):
+        for name in folders + files:
+            os.chown(os.path.join(root, name), user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+
+def _alive(pid: str) -> bool:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state not in ("Z", "X")
