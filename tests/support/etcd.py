@@ -11,6 +11,9 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any, cast
+
+from etcd3aio import Etcd3Client
 
 from flyd.errors import Unavailable
 from flyd.store.etcd import EtcdKV
@@ -142,3 +145,9 @@ async def run_etcd(member_count: int = 1) -> AsyncGenerator[EtcdCluster]:
         for member in members:
             await member.kill()
         shutil.rmtree(root, ignore_errors=True)
+
+
+async def compact(endpoint: str, revision: int) -> None:
+    """Make the cluster forget history up to and including `revision`."""
+    async with Etcd3Client([endpoint]) as client:
+        await cast(Any, client.kv).compact(revision, physical=True)
