@@ -93,13 +93,31 @@ def describe(config: HostConfig, clock: SystemClock) -> Host:
     )
 
 
-def machine_environment() -> dict[str, str]:
-    """What every machine's environment begins with: this installation's programs first on the path."""
+def prefer_own_programs() -> None:
+    """Put this installation's programs (Envoy, pgha) first on the path, for flyd and its machines."""
     programs = str(Path(sys.executable).parent)
-    env = {"PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}", "LANG": "C.UTF-8"}
+    os.environ["PATH"] = f"{programs}:{os.environ.get('PATH', os.defpath)}"
+
+
+def machine_environment() -> dict[str, str]:
+    """What every machine's environment begins with; nothing else of flyd's own gets through."""
+    env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
     if "FLYD_HOST" in os.environ:  # a local cluster finds a host's processes by this mark
         env["FLYD_HOST"] = os.environ["FLYD_HOST"]
     return env
+
+
+async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: SystemClock) -> None:
+    """Run this host's Envoy and feed it."""
+    ads = AdsServer(f"unix:{data_dir / 'ads.sock'}")
+    address = await ads.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_edge(host, mirror, ads), name="routes")
+            envoy = Envoy(data_dir / "envoy", host.name, host.region, address, clock)
+            group.create_task(envoy.keep(), name="envoy")
+    finally:
+        await ads.stop()
 
 
 async def run(config: HostConfig) -> None:
@@ -147,11 +165,7 @@ async def run(config: HostConfig) -> None:
                 name="deployer",
             )
             if host.http_port:
-                ads = AdsServer(f"unix:{data_dir / 'ads.sock'}")
-                ads_address = await ads.start()
-                envoy = Envoy(data_dir / "envoy", host.name, host.region, ads_address, clock)
-                group.create_task(keep_edge(host, mirror, ads), name="edge")
-                group.create_task(envoy.keep(), name="envoy")
+                group.create_task(run_edge(host, mirror, data_dir, clock), name="edge")
             server = build_server(context)
             await server.start()
             log.info("flyd.serves", host=host.name, region=host.region, api=host.api_address)
@@ -204,6 +218,7 @@ def configure_logging() -> None:
 def main(config_path: Path) -> None:
     """Run this host's flyd. Stopping it, in any way, stops no machine."""
     configure_logging()
+    prefer_own_programs()
     try:
         config = read_config(config_path)
         lock = lock_data_dir(Path(config.data_dir))
