@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from flyd.model import Host, Machine, MachineSpec, Value
 
 POSTGRES_PORT = 5432
-SOURCE_PREFIX = "source:"
+SOURCE_PREFIX = "source:sha256:"
 RUN_AS = "run_as"  # metadata: the user a machine runs as
 
 
@@ -46,7 +46,7 @@ class Assignment(Value, frozen=True, kw_only=True):
 
 
 def source_digest(image: str) -> str:
-    """The digest of the source tree that an image names; empty for `host:`."""
+    """The sha256 of the source tree that an image names; empty for `host:`."""
     return image.removeprefix(SOURCE_PREFIX) if image.startswith(SOURCE_PREFIX) else ""
 
 

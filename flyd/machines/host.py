@@ -81,6 +81,7 @@ class HostLoop:
         self._tools = Tools(host, kv, driver, run_log, volumes, sources, clock, self._records)
         self._synced = False
         self._claims: dict[str, tuple[Machine, int]] = {}  # ours, with their revision
+        self._freed: dict[str, int] = {}  # revisions of claims that were freed and may still be mirrored
         self._open: dict[str, list[str]] = {}  # machine -> runs that an earlier flyd left open
         self._pending: dict[str, None] = {}
         self._due: dict[str, float] = {}
@@ -126,10 +127,12 @@ class HostLoop:
         self._group.create_task(self._statuses.keep_published(), name="statuses")
         while True:
             version = self._mirror.version
-            claims = {
+            mirrored = {
                 found.value.id: (found.value, found.mod_revision)
                 for found in self._mirror.list(keys.MACHINES, Machine)
             }
+            self._freed = {m: revision for m, revision in self._freed.items() if m in mirrored}
+            claims = {m: claim for m, claim in mirrored.items() if self._freed.get(m) != claim[1]}
             before, self._claims = self._claims, claims
             if not self._synced:
                 self._synced = True
@@ -284,6 +287,7 @@ class HostLoop:
         self._keep_checks_of(machine_id)
         record = self._records.get(machine_id)
         if record is None:
+            self._forget_freed_claim(machine_id)
             for kept in (self._not_before, self._exits, self._failures, self._due):
                 kept.pop(machine_id, None)
         elif record.state is not MachineState.FAILED:
@@ -291,6 +295,13 @@ class HostLoop:
         else:
             log.warning("host.operation_failed", machine=machine_id, operation=operation, error=record.detail)
             self._note_failure(machine_id, operation, record)
+
+    def _forget_freed_claim(self, machine_id: str) -> None:
+        """The mirror may show the claim for a moment after it was freed: that asks for nothing more."""
+        found = self._claims.get(machine_id)
+        if found and found[0].desired is Desired.DESTROYED:
+            self._freed[machine_id] = found[1]
+            del self._claims[machine_id]
 
     def _note_exit(self, machine_id: str, exit: ExitStatus) -> None:
         record = self._records.get(machine_id)
