@@ -22,7 +22,7 @@ WARNING = "warning"
 CRITICAL = "critical"
 
 FAILURES_TO_CRITICAL = 2
-FAST_INTERVAL_S = 0.5
+FAST_INTERVAL_S = 0.25
 FAST_STARTUP_S = 60.0  # a machine that has not passed by then is probed at its own interval
 MAX_OUTPUT = 200
 
