@@ -110,7 +110,8 @@ class DirectoryVolumes:
         if fresh.exists():
             shutil.rmtree(fresh)
         fresh.mkdir(mode=0o711)
-        (fresh / "data").mkdir(mode=0o700)  # the driver gives it to the machine's user
+        # Others may pass through: a database below drops to a user of its own.
+        (fresh / "data").mkdir(mode=0o711)
         _write(fresh, Record(size_gb=size_gb))
         os.replace(fresh, path)
         _sync(self._root)
