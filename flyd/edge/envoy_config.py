@@ -23,6 +23,8 @@ from flyd.model import Check, Concurrency
 CONNECT_TIMEOUT = "1s"
 CHECK_INTERVAL = "1s"
 TCP_CHECK_TIMEOUT = "2s"
+CHECK_TIMEOUT_MIN_S = 0.1
+CHECK_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH")
 EJECTION_TIME = "1s"
 MAX_EJECTION_TIME = "10s"
 LOCAL_FAILURES_TO_EJECT = 2
@@ -78,7 +80,7 @@ def assignment(name: str, localities: Iterable[tuple[str, list[Body]]]) -> Body:
 
 
 def _health_check(checks: tuple[Check, ...]) -> Body:
-    """The service's first plain HTTP check, else whether it takes a connection."""
+    """The service's first plain HTTP check if Envoy can make it, else whether it takes a connection."""
     common: Body = {
         "interval": CHECK_INTERVAL,
         "no_traffic_interval": CHECK_INTERVAL,
@@ -86,13 +88,13 @@ def _health_check(checks: tuple[Check, ...]) -> Body:
         "healthy_threshold": 1,
     }
     http = next((c for c in checks if c.kind == "http" and c.protocol == "http"), None)
-    if http is None:
+    if http is None or http.method.upper() not in CHECK_METHODS:
         return {**common, "timeout": TCP_CHECK_TIMEOUT, "tcp_health_check": {}}
     return {
         **common,
-        "timeout": f"{http.timeout_s:.3f}s",
+        "timeout": f"{max(http.timeout_s, CHECK_TIMEOUT_MIN_S):.3f}s",
         "http_health_check": {
-            "path": http.path,
+            "path": http.path or "/",
             "method": http.method.upper(),
             "request_headers_to_add": [_header(name, http.headers[name]) for name in sorted(http.headers)],
             "expected_statuses": [{"start": 200, "end": 400}],
@@ -310,6 +312,7 @@ def http_routes(region: str, port: int, hosts: Iterable[Body]) -> Body:
         "name": HTTP_ROUTES,
         "virtual_hosts": [*hosts, nobody],
         "ignore_port_in_host_matching": True,
+        "request_headers_to_remove": ["x-envoy-external-address"],
         "request_headers_to_add": [
             _overwrite("fly-client-ip", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
             _overwrite("fly-region", region),

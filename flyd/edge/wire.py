@@ -25,6 +25,7 @@ ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_METHOD = "StreamAggregatedResources"
 TYPE_URL = "type.googleapis.com/"
 PARSED_MAX = 4096
+_KINDS = {kind.value: kind for kind in Kind}
 
 _MODULES = (  # importing them registers the messages that our JSON names
     "envoy.service.discovery.v3.discovery_pb2",
@@ -73,14 +74,14 @@ def to_any(kind: Kind, resource: Resource) -> any_pb2.Any:
 def decode_request(data: bytes) -> Request | None:
     """Envoy's request; None if it asks for a kind of resource that flyd does not serve."""
     message = _message_class("envoy.service.discovery.v3.DiscoveryRequest").FromString(data)
-    kind = str(message.type_url).removeprefix(TYPE_URL)
-    if kind not in Kind:
+    kind = _KINDS.get(str(message.type_url).removeprefix(TYPE_URL))
+    if kind is None:
         return None
     error = ""
     if message.HasField("error_detail"):
         error = message.error_detail.message or "no reason given"
     return Request(
-        kind=Kind(kind),
+        kind=kind,
         version=message.version_info,
         names=tuple(sorted(message.resource_names)),
         nonce=message.response_nonce,
