@@ -1,0 +1,147 @@
+"""A real Postgres cluster of three loses its primary in several ways. Nothing acknowledged may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pgha.requests import request_switchover
+from tests.support.pgha import PgCluster, Writer, connect, run_pgha, writing
+
+pytestmark = pytest.mark.timeout(120)
+ROUND_S = 4.0  # promised: from the last acknowledgement to the next, with the conservative take-over
+
+
+async def wait_acks(writer: Writer, count: int, timeout_s: float = 15.0) -> None:
+    """That many more acknowledgements."""
+    wanted = len(writer.acks) + count
+    async with asyncio.timeout(timeout_s):
+        while len(writer.acks) < wanted:
+            await asyncio.sleep(0.01)
+
+
+async def fail_over(
+    cluster: PgCluster, name: str, hurt: Callable[[str], Awaitable[None]], limit_s: float = ROUND_S
+) -> tuple[str, Writer]:
+    """Hurt the primary under a writer; the old primary's name and the writer, after another serves."""
+    old = await cluster.wait_whole()
+    async with writing(cluster) as writer:
+        await wait_acks(writer, 50)
+        writer_began = len(writer.acks)
+        await hurt(old.node)
+        new = await cluster.wait_leader(lambda leader: leader.epoch > old.epoch)
+        await wait_acks(writer, 50)
+    window_s = writer.window_s()
+    lost = await writer.lost()
+    print(f"\n{name}: window {window_s:.2f} s, {len(writer.acks)} acknowledged, {len(lost)} lost")
+    assert writer_began >= 50
+    assert lost == set()
+    assert new.node != old.node
+    assert window_s < limit_s
+    return old.node, writer
+
+
+async def test_a_primary_is_lost_in_every_way() -> None:
+    async with run_pgha() as cluster:
+        began_s = time.monotonic()
+        first = await cluster.wait_whole(60.0)
+        print(f"\nbootstrap: {time.monotonic() - began_s:.1f} s")
+        assert first.epoch == 2
+        await lose_the_node(cluster)
+        await freeze_the_node(cluster)
+        await lose_the_agent(cluster)
+        await lose_postgres(cluster)
+        await ask_for_a_switchover(cluster)
+        await stop_the_agent(cluster)
+        await lose_a_volume(cluster)
+
+
+async def lose_the_node(cluster: PgCluster) -> None:
+    old, _ = await fail_over(cluster, "kill -9 of the node", lambda n: cluster.node(n).kill())
+    await cluster.node(old).start()
+    await cluster.wait_whole()
+    kinds = [e.kind for e in await cluster.events() if e.source == old]
+    assert "postgres.rewound" in kinds or "postgres.copied" not in kinds[1:]
+    took = [e.kind.removeprefix("postgres.") for e in await cluster.events()]
+    for kind in ("lease_lost_seen", "fenced", "voted", "elected", "promoted", "serving", "following"):
+        assert kind in took
+
+
+async def freeze_the_node(cluster: PgCluster) -> None:
+    frozen: list[float] = []
+
+    async def freeze(name: str) -> None:
+        frozen.append(time.monotonic())
+        cluster.node(name).signal(signal.SIGSTOP)
+
+    old = await cluster.wait_whole()
+    node = cluster.node(old.node)
+    async with await connect(old.address) as session:
+        name, _ = await fail_over(cluster, "node frozen", freeze)
+        assert name == old.node
+        node.signal(signal.SIGCONT)
+        # A session that was open all the time must not get another acknowledgement.
+        with pytest.raises(Exception, match=r".+"):
+            async with asyncio.timeout(5.0):
+                await session.execute("INSERT INTO acks VALUES (-1)")
+    await cluster.wait_whole()
+
+
+async def lose_the_agent(cluster: PgCluster) -> None:
+    old, _ = await fail_over(cluster, "kill -9 of the agent", lambda n: cluster.node(n).kill_agent())
+    assert cluster.node(old).pids() == []
+    await cluster.node(old).start()
+    await cluster.wait_whole()
+
+
+async def lose_postgres(cluster: PgCluster) -> None:
+    async def kill(name: str) -> None:
+        from pgha.processes import kill_all
+
+        await kill_all(cluster.node(name).directory / "pgdata")
+
+    leader = await cluster.wait_whole()
+    async with writing(cluster) as writer:
+        await wait_acks(writer, 50)
+        await kill(leader.node)
+        await cluster.wait_leader(lambda now: now.epoch > leader.epoch)
+        await wait_acks(writer, 50)
+    print(f"kill -9 of Postgres alone: window {writer.window_s():.2f} s")
+    assert await writer.lost() == set()
+    assert writer.window_s() < ROUND_S
+    await cluster.wait_whole()
+
+
+async def ask_for_a_switchover(cluster: PgCluster) -> None:
+    leader = await cluster.wait_whole()
+    target = sorted(n.name for n in cluster.nodes if n.name != leader.node)[1]
+
+    async def ask(_: str) -> None:
+        await request_switchover(cluster.kv, cluster.name, target, time.time())  # noqa: TID251
+
+    await fail_over(cluster, "planned switchover", ask)
+    assert (await cluster.wait_whole()).node == target
+
+
+async def stop_the_agent(cluster: PgCluster) -> None:
+    async def stop(name: str) -> None:
+        assert await cluster.node(name).terminate() == 0
+
+    old, _ = await fail_over(cluster, "agent told to end", stop)
+    await cluster.node(old).start()
+    await cluster.wait_whole()
+
+
+async def lose_a_volume(cluster: PgCluster) -> None:
+    leader = await cluster.wait_whole()
+    node = next(n for n in cluster.nodes if n.name != leader.node)
+    await node.kill()
+    node.wipe()
+    before = len(await cluster.events())
+    await node.start()
+    await cluster.wait_whole()
+    assert "postgres.copied" in [e.kind for e in (await cluster.events())[before:]]
