@@ -1,0 +1,315 @@
+"""The deployer over the in-memory etcd in virtual time: crashed around every write, deposed, many apps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from flyd.deploy.appconfig import AppConfig
+from flyd.deploy.deployer import Deployer
+from flyd.deploy.releases import (
+    DeployRun,
+    Release,
+    ReleaseStatus,
+    RunState,
+    list_releases,
+    list_runs,
+    start_deploy,
+)
+from flyd.errors import OutcomeUnknown, Unavailable
+from flyd.model import App, Desired, Machine, Reservations, Volume, decode, encode
+from flyd.ports import KV, Delete, Put, TxnResult, Unchanged
+from flyd.store import keys
+from flyd.store.leader import lead
+from flyd.store.memory import MemoryEtcd, MemoryKV
+from flyd.store.mirror import Mirror
+from tests.simulation.loop import current, run
+from tests.support.placing import CountedEntropy, FixedClock, join, make_host
+from tests.support.rollouts import STATEFUL, Behaviour, make_config, status_of, with_command
+
+PREFIXES = (keys.ALIVE, keys.MACHINES, keys.STATUS, keys.RELEASES, keys.RUNS)
+
+
+class LoopClock(FixedClock):
+    """The simulation's clock."""
+
+    def monotonic_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+class CrashingKV(MemoryKV):
+    """Crashes the deployer around its n-th transaction: before it, or after it."""
+
+    def __init__(self, server: MemoryEtcd, at: int, after: bool, crash: Callable[[], Any]) -> None:
+        super().__init__(server)
+        self.txns = 0
+        self._at, self._after_it, self._crash = at, after, crash
+
+    async def txn(self, compares: Sequence[Unchanged], effects: Sequence[Put | Delete]) -> TxnResult:
+        self.txns += 1
+        if self.txns != self._at:
+            return await super().txn(compares, effects)
+        if self._after_it:
+            await super().txn(compares, effects)
+        self._crash()
+        await asyncio.sleep(3600)  # a crashed process does not get here
+        raise AssertionError
+
+
+class LosingKV(MemoryKV):
+    """Every third answer of a transaction is lost, every tenth read fails."""
+
+    def __init__(self, server: MemoryEtcd) -> None:
+        super().__init__(server)
+        self.count = 0
+
+    async def _before(self, op: str) -> None:
+        await super()._before(op)
+        self.count += 1
+        if op in ("get", "list") and self.count % 10 == 0:
+            raise Unavailable("etcd did not answer")
+
+    async def _after(self, op: str) -> None:
+        if op == "txn" and self.count % 3 == 0:
+            raise OutcomeUnknown("the answer got lost")
+
+
+async def no_lines(machine: Machine, count: int) -> Sequence[str]:
+    return [f"boom on {machine.region}"]
+
+
+async def keep_hosts(kv: KV, behaviour: Behaviour) -> None:
+    """All hosts: say of each machine what it does, a moment after its claim changed."""
+    while True:
+        listing = await kv.list(keys.MACHINES)
+        for item in listing.items:
+            machine = decode(item.value, Machine)
+            said = status_of(machine, behaviour(machine))
+            key = keys.status(machine.app, machine.id)
+            before = await kv.get(key)
+            if said is not None and (before is None or before.value != encode(said)):
+                await kv.txn([Unchanged(item.key, item.mod_revision)], [Put(key, encode(said))])
+        await asyncio.sleep(0.2)
+
+
+async def deployer_process(kv: KV, name: str) -> None:
+    """What the daemon runs."""
+    mirror = Mirror(kv, PREFIXES)
+    deployer = Deployer(kv, mirror, clock=LoopClock(), entropy=CountedEntropy(name), last_lines=no_lines)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(mirror.keep())
+        await mirror.wait_synced()
+        await lead(kv, "deployer", name, lambda held: deployer.keep_deploying(held.guard))
+
+
+async def start(kv: KV, app: str, version: int, config: AppConfig) -> DeployRun:
+    return await start_deploy(
+        kv, app, f"image:{version}", config, clock=LoopClock(), entropy=CountedEntropy(f"{app}{version}")
+    )
+
+
+async def wait_ended(kv: KV, app: str) -> DeployRun:
+    while True:
+        newest = (await list_runs(kv, app))[-1]
+        if newest.state is not RunState.RUNNING:
+            return newest
+        await asyncio.sleep(0.5)
+
+
+async def new_cluster(behaviour: Behaviour, *apps: str) -> MemoryKV:
+    kv = MemoryKV()
+    await join(kv, make_host("ams-1"), make_host("iad-1"))
+    for app in apps:
+        await kv.put(keys.app(app), encode(App(name=app, regions=("ams", "iad"))))
+    current().spawn("hosts", keep_hosts(MemoryKV(kv.server), behaviour))
+    return kv
+
+
+async def leader(kv: KV) -> bytes:
+    record = await kv.get(keys.leader("deployer"))
+    return record.value if record else b""
+
+
+async def machines_of(kv: KV, app: str) -> list[Machine]:
+    return [decode(item.value, Machine) for item in (await kv.list(f"{keys.MACHINES}{app}/")).items]
+
+
+async def check_books(kv: KV) -> None:
+    """What is promised is what is claimed, after all has been freed."""
+    machines = [m for app in ("chat", "shop") for m in await machines_of(kv, app)]
+    claimed = {m.id for m in machines}
+    promised = [decode(i.value, Reservations) for i in (await kv.list(keys.RESERVATIONS)).items]
+    assert {machine_id for held in promised for machine_id in held.machines} == claimed
+    volumes = [decode(item.value, Volume) for item in (await kv.list(keys.VOLUMES)).items]
+    assert {v.attached_machine for v in volumes} <= claimed | {""}
+    assert all(m.desired is Desired.STARTED and not m.cordoned for m in machines)
+
+
+def sick_second(machine: Machine) -> str:
+    return "sick" if (machine.release, machine.region) == (2, "iad") else "ok"
+
+
+def all_well(_machine: Machine) -> str:
+    return "ok"
+
+
+async def two_releases(
+    config: AppConfig, behaviour: Behaviour, crash_at: int, after: bool
+) -> tuple[str, list[tuple[str, int]], int]:
+    """Release 1 by a sound deployer; release 2 by one that crashes, and its successor."""
+    kv = await new_cluster(behaviour, "chat")
+    loop = current()
+    loop.spawn("first", deployer_process(MemoryKV(kv.server), "first"))
+    await start(kv, "chat", 1, config)
+    assert (await wait_ended(kv, "chat")).state is RunState.COMPLETE
+    loop.crash("first")
+    crashing = CrashingKV(kv.server, crash_at, after, lambda: loop.crash("second"))
+    loop.spawn("second", deployer_process(crashing, "second"))
+    while loop.alive("second") and await leader(kv) != b"second":
+        await asyncio.sleep(0.1)
+    loop.spawn("third", deployer_process(MemoryKV(kv.server), "third"))
+    await start(kv, "chat", 2, config)
+    ended = await wait_ended(kv, "chat")
+    await asyncio.sleep(10)  # what was destroyed is freed
+    await check_books(kv)
+    releases = await list_releases(kv, "chat")
+    assert releases[-1].status.value == ended.state.value
+    left = sorted((m.region, m.release) for m in await machines_of(kv, "chat"))
+    return ended.state.value, left, crashing.txns
+
+
+CASES = {
+    "well": (make_config(), all_well, ("complete", [("ams", 2), ("iad", 2)])),
+    "undone": (with_command(make_config()), sick_second, ("failed", [("ams", 1), ("iad", 1)])),
+    "volumes": (make_config(app=STATEFUL), all_well, ("complete", [("ams", 2), ("iad", 2)])),
+    "volumes undone": (make_config(app=STATEFUL), sick_second, ("failed", [("ams", 1), ("iad", 1)])),
+}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_a_crash_around_any_write_changes_nothing_in_the_end(case: str, after: bool) -> None:
+    config, behaviour, expected = CASES[case]
+    at = 0
+    while True:
+        at += 1
+
+        async def main(at: int = at) -> tuple[str, list[tuple[str, int]], int]:
+            return await two_releases(config, behaviour, at, after)
+
+        state, left, txns = run(at, main)
+        assert (state, left) == expected, f"crash {'after' if after else 'before'} write {at}"
+        if txns < at:
+            break  # it was never reached: all of them have been tried
+    assert at > 10
+
+
+def simulate(main: Callable[[], Awaitable[None]], seeds: int = 5) -> None:
+    async def body() -> None:
+        await main()
+
+    for seed in range(seeds):
+        run(seed, body)
+
+
+def test_lost_answers_and_failed_reads_change_nothing_in_the_end() -> None:
+    async def main() -> None:
+        kv = await new_cluster(all_well, "chat")
+        current().spawn("only", deployer_process(LosingKV(kv.server), "only"))
+        for version in (1, 2):
+            await start(kv, "chat", version, with_command(make_config(app=STATEFUL)))
+            assert (await wait_ended(kv, "chat")).state is RunState.COMPLETE
+        await asyncio.sleep(10)
+        await check_books(kv)
+        assert len(await machines_of(kv, "chat")) == 2
+
+    simulate(main)
+
+
+def test_a_frozen_deployer_that_wakes_up_deposed_changes_nothing() -> None:
+    async def main() -> None:
+        kv = await new_cluster(sick_second, "chat")
+        loop = current()
+        loop.spawn("first", deployer_process(MemoryKV(kv.server), "first"))
+        await start(kv, "chat", 1, make_config())
+        await wait_ended(kv, "chat")
+        await start(kv, "chat", 2, make_config())
+        await asyncio.sleep(1.0)
+        loop.pause("first")
+        loop.spawn("second", deployer_process(MemoryKV(kv.server), "second"))
+        await asyncio.sleep(8.0)
+        loop.resume("first")
+        assert (await wait_ended(kv, "chat")).state is RunState.FAILED
+        await asyncio.sleep(10)
+        await check_books(kv)
+        assert sorted(m.release for m in await machines_of(kv, "chat")) == [1, 1]
+
+    simulate(main)
+
+
+def test_apps_are_deployed_side_by_side() -> None:
+    async def main() -> None:
+        kv = await new_cluster(lambda m: "silent" if m.app == "chat" else "ok", "chat", "shop")
+        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
+        await start(kv, "chat", 1, make_config())
+        await start(kv, "shop", 1, make_config())
+        assert (await wait_ended(kv, "shop")).state is RunState.COMPLETE
+        assert (await list_runs(kv, "chat"))[-1].state is RunState.RUNNING
+        assert (await wait_ended(kv, "chat")).state is RunState.FAILED
+
+    simulate(main, seeds=2)
+
+
+def test_a_failed_run_says_what_was_last_known() -> None:
+    async def main() -> None:
+        kv = await new_cluster(sick_second, "chat")
+        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
+        for version in (1, 2):
+            await start(kv, "chat", version, make_config())
+            ended = await wait_ended(kv, "chat")
+        assert "in iad on iad-1 was not healthy in 60 s" in ended.error
+        assert "check service-8080 critical: connection refused" in ended.error
+        assert "> boom on iad" in ended.error
+        texts = [line.text for line in ended.lines]
+        assert texts[0] == "release 2: 2 machines in ams, iad"
+        assert "walking back" in texts
+        assert texts[-1] == "release 2 failed and was undone; release 1 is what runs"
+        statuses = [r.status for r in await list_releases(kv, "chat")]
+        assert statuses == [ReleaseStatus.COMPLETE, ReleaseStatus.FAILED]
+
+    simulate(main, seeds=1)
+
+
+def test_no_room_is_said_with_each_hosts_reason() -> None:
+    async def main() -> None:
+        kv = await new_cluster(all_well, "chat")
+        await join(kv, make_host("iad-1", memory_mb=100))
+        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
+        await start(kv, "chat", 1, make_config())
+        ended = await wait_ended(kv, "chat")
+        assert ended.state is RunState.FAILED
+        assert "ams-1: wrong region ams (iad wanted)" in ended.error
+        assert "iad-1: needs 256 MB memory, 100 MB free of 100" in ended.error
+        await asyncio.sleep(10)
+        assert await machines_of(kv, "chat") == []
+
+    simulate(main, seeds=1)
+
+
+def test_a_release_that_is_gone_ends_its_run() -> None:
+    async def main() -> None:
+        kv = await new_cluster(all_well, "chat")
+        started = await start(kv, "chat", 1, make_config())
+        record = await kv.get(keys.release("chat", 1))
+        assert record is not None
+        assert decode(record.value, Release).run_id == started.id
+        await kv.txn((), (Delete(record.key),))
+        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
+        ended = await wait_ended(kv, "chat")
+        assert msgspec.structs.replace(ended, updated_at_s=0).error == "release 1 is gone from etcd"
+
+    simulate(main, seeds=1)
