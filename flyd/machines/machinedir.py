@@ -203,6 +203,8 @@ class MachineDirectory:
             raise InvalidInput(
                 f"a volume cannot be mounted at {machine_path!r}", hint="give an absolute path such as /data"
             )
+        if not host_path.is_dir():
+            raise NotFound(f"there is no volume at {host_path}", hint="it must be attached before the start")
         if identity is not None:
             os.chown(host_path, identity[0], identity[1])
         link = self.work.joinpath(*parts)
