@@ -66,6 +66,11 @@ CONNECTION: dict[str, Any] = {
 }
 
 log = logging.getLogger("uvicorn.error")
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each failed attempt; `News` tells of it once
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class DatabaseAway(Exception):
@@ -121,7 +126,7 @@ class Messages:
                     try:
                         return await self._query_once(statement, parameters)
                     except AWAY as error:
-                        reason = str(error).strip()
+                        reason = _one_line(error)
                     await asyncio.sleep(RETRY_PAUSE_S)
         except TimeoutError:
             raise DatabaseAway(f"no database within {DEADLINE_S:g} s: {reason}") from None
@@ -171,7 +176,7 @@ class News:
                             self._tell(json.loads(notice.payload))
             except (*AWAY, psycopg.errors.UndefinedTable, TimeoutError) as error:
                 if not told:
-                    log.warning("chat.news_lost reason=%s", str(error).strip())
+                    log.warning("chat.news_lost reason=%s", _one_line(error))
                     told = True
             await asyncio.sleep(RECONNECT_PAUSE_S)
 
