@@ -50,12 +50,16 @@ Work = Callable[[Leadership], Awaitable[None]]
 
 async def lead(kv: KV, role: str, name: str, work: Work, *, ttl_s: int = LEADER_TTL_S) -> None:
     """Campaign for the role for ever; run `work` during each term, cancelled when it ends."""
+    reachable = True
     while True:
         try:
             await _wait_vacant(kv, keys.leader(role))
             await _serve_term(kv, role, name, work, ttl_s)
+            reachable = True
         except Unavailable as e:
-            log.warning("leader.campaign_failed", role=role, name=name, error=str(e))
+            if reachable:
+                log.warning("leader.campaign_failed", role=role, name=name, error=str(e))
+            reachable = False
             await asyncio.sleep(RETRY_S)
 
 
@@ -127,7 +131,8 @@ async def _keep_lease(kv: KV, lease: int, scope: asyncio.Timeout, ttl_s: int) ->
         try:
             granted_s = await kv.lease_keepalive(lease)
         except Unavailable as e:
-            log.info("leader.renewal_failed", error=str(e))
+            if pause_s != RENEW_RETRY_S:
+                log.warning("leader.renewal_failed", lease=lease, error=str(e))
             pause_s = RENEW_RETRY_S
             continue
         pause_s = ttl_s / RENEWALS_PER_TTL

@@ -223,12 +223,15 @@ async def test_close_ends_calls_and_watches(store: Store) -> None:
     seen = asyncio.Event()
 
     async def follow() -> None:
+        async for _ in kv.watch(store.prefix, revision):
+            seen.set()
+
+    async def expect_unavailable() -> None:
         with pytest.raises(Unavailable):
-            async for _ in kv.watch(store.prefix, revision):
-                seen.set()
+            await follow()
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(follow())
+        tasks.create_task(expect_unavailable())
         await seen.wait()
         await kv.close()
     with pytest.raises(Unavailable):
