@@ -113,6 +113,7 @@ async def _work_while_proven(
     scope = asyncio.timeout_at(proven_until_s)
     try:
         async with scope, asyncio.TaskGroup() as tasks:
+            await asyncio.sleep(0)  # winning may have taken longer than the proof lasts: then end here
             renewal = tasks.create_task(_keep_lease(kv, lease, scope, ttl_s))
             await work(leadership)
             renewal.cancel()
