@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 
-from flyd.errors import NotFound, Refused, Unavailable
+from flyd.errors import Conflict, NotFound, Refused, Unavailable
 from flyd.model import ExecOutput, ExitStatus, LogLine, MachineSpec, Observed
 from flyd.store.memory import MemoryRunLog
 from tests.simulation.loop import current, stream
@@ -134,6 +134,8 @@ class SimulatedDriver:
 
     def __init__(self, hardware: Hardware) -> None:
         self._hardware = hardware
+        for machine in hardware.machines.values():
+            machine.unreported = False  # `exits` tells of what ends from now on
 
     async def create(self, spec: MachineSpec) -> None:
         await self._hardware.work()
@@ -151,7 +153,7 @@ class SimulatedDriver:
         if machine is None:
             raise NotFound(f"machine {spec.machine_id} was never created on {hardware.host}")
         if machine.pid and machine.spec.instance_id != spec.instance_id:
-            raise Refused(f"machine {spec.machine_id} runs instance {machine.spec.instance_id}")
+            raise Conflict(f"machine {spec.machine_id} runs instance {machine.spec.instance_id}")
         if not machine.pid:
             if hardware.flip(hardware.temper.start_fails):
                 raise Unavailable(f"machine {spec.machine_id} could not be started")

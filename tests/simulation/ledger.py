@@ -1,7 +1,7 @@
 """What the simulated Postgres servers promised their clients, checked as it happens.
 
 Owns the checkers of the Postgres world, always on:
-- lost: when a node leaves recovery, its WAL holds every row acknowledged so far;
+- lost: when a node leaves recovery, its WAL holds every row acknowledged in older epochs;
 - one owner: no timeline is ever promoted by two nodes;
 - two primaries: no acknowledgement in an older epoch of a row that was sent after a newer
   epoch had acknowledged one;
@@ -59,12 +59,16 @@ class Ledger:
         owner = self.owners.setdefault(timeline, node)
         if owner != node:
             raise Violation(f"one owner: timeline {timeline} of {owner} is promoted again, by {node}")
-        self.check_lost(f"{node}, promoted on timeline {timeline},", wal)
+        self.check_lost(f"{node}, promoted on timeline {timeline},", wal, before_epoch=timeline)
 
-    def check_lost(self, who: str, wal: Sequence[Entry]) -> None:
-        """Every acknowledged row is in this WAL."""
+    def check_lost(self, who: str, wal: Sequence[Entry], before_epoch: int) -> None:
+        """Every row acknowledged in an older epoch is in this WAL.
+
+        (A node may wake up and promote in an epoch that is over: it owes nothing to newer ones.)
+        """
         there = {entry.row for entry in wal}
-        lost = sorted(row for row in self.acknowledged if row not in there)
+        owed = (row for row, epoch in self.acknowledged.items() if epoch < before_epoch)
+        lost = sorted(row for row in owed if row not in there)
         if lost:
             raise Violation(
                 f"lost: {who} lacks {len(lost)} of {len(self.acknowledged)} acknowledged rows: {lost[:5]}"

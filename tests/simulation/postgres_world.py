@@ -31,6 +31,7 @@ FAULTS_S = 25.0
 HEAL_S = 30.0
 STREAM_S = 60.0
 ROWS_AT_LEAST = 5
+ANY_EPOCH = 1_000_000
 
 
 class PostgresWorld:
@@ -275,7 +276,7 @@ class PostgresWorld:
         primary = self.primary()
         if primary is None:
             raise Violation("no primary at the end")
-        self.ledger.check_lost(f"{primary.name}, the primary at the end,", primary.disk.wal)
+        self.ledger.check_lost(f"{primary.name}, the primary at the end,", primary.disk.wal, ANY_EPOCH)
 
     def _all_stream(self) -> bool:
         primary = self.primary()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import structlog
 
 from tests.simulation.loop import Finished, current, run_to_end
+from tests.simulation.machines_world import MachinesWorld
 from tests.simulation.postgres_world import PostgresWorld
 
 LIMIT_S = 600.0
@@ -21,7 +22,11 @@ async def _postgres() -> str:
     return await PostgresWorld().run()
 
 
-WORLDS: dict[str, Callable[[], Coroutine[Any, Any, str]]] = {"postgres": _postgres}
+async def _machines() -> str:
+    return await MachinesWorld().run()
+
+
+WORLDS: dict[str, Callable[[], Coroutine[Any, Any, str]]] = {"machines": _machines, "postgres": _postgres}
 
 
 def replay_command(world: str, seed: int) -> str:
