@@ -16,6 +16,8 @@ from flyd.errors import Unavailable
 
 MARK = "FLYD_MACHINE_DIR"  # in the environment of everything a machine or an exec in it starts
 KILL_DEADLINE_S = 5.0
+REAP_DEADLINE_S = 5.0
+REAP_POLL_S = 0.02
 
 _PROC = Path("/proc")
 
@@ -27,11 +29,30 @@ def boot_id() -> str:
 
 def start_ticks(pid: int) -> int | None:
     """When a living process started, in ticks since boot; None if it is gone or a zombie."""
+    state, started = _stat(pid)
+    return None if state in (b"Z", b"X") else started
+
+
+def _stat(pid: int) -> tuple[bytes, int | None]:
     try:
         fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+        return b"", None
+    return fields[0], int(fields[19])
+
+
+def wait_reaped(pid: int, started: int) -> bool:
+    """Wait until a dead process' pid is free again, at most REAP_DEADLINE_S.
+
+    A machine's shim reaps it; that of a killed shim waits for init, and some inits look only now and
+    then. Until then Postgres, for one, takes the pid in its lock file for a living postmaster.
+    """
+    deadline_s = time.monotonic() + REAP_DEADLINE_S
+    while _stat(pid) == (b"Z", started):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(REAP_POLL_S)
+    return True
 
 
 def open_process(pid: int, started: int) -> int | None:

@@ -178,8 +178,9 @@ class ProcessDriver:
         return True
 
     def _prepare_start(self, directory: MachineDirectory, spec: MachineSpec) -> None:
-        run = directory.newest_run()
-        proc.kill_leftovers(directory.path, run.output if run and run.boot_id == proc.boot_id() else "")
+        run = self._kill_leftovers(directory)
+        if run is not None and not proc.wait_reaped(run.pid, run.pid_start):
+            log.warning("machine.not_reaped", machine=spec.machine_id, pid=run.pid)
         directory.prepare(spec)
 
     async def _spawn(self, directory: MachineDirectory, spec: MachineSpec) -> None:
@@ -309,12 +310,19 @@ class ProcessDriver:
             await watch.ended.wait()
 
     def _remove(self, directory: MachineDirectory) -> None:
-        run = directory.newest_run()
-        proc.kill_leftovers(directory.path, run.output if run and run.boot_id == proc.boot_id() else "")
+        self._kill_leftovers(directory)
         with directory.lock() as held:
             if not held:
                 raise _silent(directory)
             directory.remove(self._root / f".gone-{directory.path.name}")
+
+    def _kill_leftovers(self, directory: MachineDirectory) -> RunRecord | None:
+        """Whatever an ended run left; answers that run if it was of this boot."""
+        run = directory.newest_run()
+        if run is not None and run.boot_id != proc.boot_id():
+            run = None
+        proc.kill_leftovers(directory.path, run.output if run else "")
+        return run
 
     def _directory(self, machine_id: str) -> MachineDirectory:
         if not _MACHINE_ID.fullmatch(machine_id):
