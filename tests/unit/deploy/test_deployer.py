@@ -27,7 +27,7 @@ from flyd.store import keys
 from flyd.store.leader import lead
 from flyd.store.memory import MemoryEtcd, MemoryKV
 from flyd.store.mirror import Mirror
-from tests.simulation.loop import current, run
+from tests.simulation.loop import current, run, stream
 from tests.support.placing import CountedEntropy, FixedClock, join, make_host
 from tests.support.rollouts import STATEFUL, Behaviour, make_config, status_of, with_command
 
@@ -58,6 +58,22 @@ class CrashingKV(MemoryKV):
         self._crash()
         await asyncio.sleep(3600)  # a crashed process does not get here
         raise AssertionError
+
+
+class FreezingKV(MemoryKV):
+    """Freezes the deployer as it sends its n-th transaction; once awake it sends it all the same."""
+
+    def __init__(self, server: MemoryEtcd, freeze: Callable[[], Any]) -> None:
+        super().__init__(server)
+        self.txns = 0
+        self.at = 0
+        self._freeze = freeze
+
+    async def txn(self, compares: Sequence[Unchanged], effects: Sequence[Put | Delete]) -> TxnResult:
+        self.txns += 1
+        if self.txns == self.at:
+            self._freeze()
+        return await super().txn(compares, effects)
 
 
 class LosingKV(MemoryKV):
@@ -230,25 +246,66 @@ def test_lost_answers_and_failed_reads_change_nothing_in_the_end() -> None:
     simulate(main)
 
 
-def test_a_frozen_deployer_that_wakes_up_deposed_changes_nothing() -> None:
+async def frozen_at(
+    config: AppConfig, behaviour: Behaviour, freeze_at: int
+) -> tuple[str, list[tuple[str, int]], int]:
+    """Release 2 by a deployer that freezes as it sends a write, and sends it long after it is deposed."""
+    kv = await new_cluster(behaviour, "chat")
+    loop = current()
+    late = FreezingKV(kv.server, lambda: loop.pause("first"))
+    loop.spawn("first", deployer_process(late, "first"))
+    await start(kv, "chat", 1, config)
+    await wait_ended(kv, "chat")
+    late.txns, late.at = 0, freeze_at
+    await start(kv, "chat", 2, config)
+    await asyncio.sleep(5.0)
+    loop.spawn("second", deployer_process(MemoryKV(kv.server), "second"))
+    await asyncio.sleep(stream(loop.seed, "resume").uniform(6.0, 12.0))
+    loop.resume("first")
+    ended = await wait_ended(kv, "chat")
+    await asyncio.sleep(10)
+    await check_books(kv)
+    return ended.state.value, sorted((m.region, m.release) for m in await machines_of(kv, "chat")), late.txns
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_a_late_write_of_a_deposed_deployer_changes_nothing(case: str) -> None:
+    config, behaviour, expected = CASES[case]
+    for seed in range(3):
+        at = 0
+        while True:
+            at += 1
+
+            async def main(at: int = at) -> tuple[str, list[tuple[str, int]], int]:
+                return await frozen_at(config, behaviour, at)
+
+            state, left, txns = run(seed, main)
+            assert (state, left) == expected, f"seed {seed}: late write {at}"
+            if txns < at:
+                break
+        assert at > 10
+
+
+def test_the_successor_takes_the_very_volume_of_the_old_machine() -> None:
     async def main() -> None:
         kv = await new_cluster(sick_second, "chat")
-        loop = current()
-        loop.spawn("first", deployer_process(MemoryKV(kv.server), "first"))
-        await start(kv, "chat", 1, make_config())
+        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
+        await start(kv, "chat", 1, make_config(app=STATEFUL))
         await wait_ended(kv, "chat")
-        await start(kv, "chat", 2, make_config())
-        await asyncio.sleep(1.0)
-        loop.pause("first")
-        loop.spawn("second", deployer_process(MemoryKV(kv.server), "second"))
-        await asyncio.sleep(8.0)
-        loop.resume("first")
-        assert (await wait_ended(kv, "chat")).state is RunState.FAILED
-        await asyncio.sleep(10)
+        held = sorted(m.config.mounts[0].volume for m in await machines_of(kv, "chat"))
+        for region in ("ams", "iad"):  # free ones that come first by id
+            free = Volume(
+                id=f"vol_0{region}", name="data", app="chat", region=region, host=f"{region}-1", size_gb=1
+            )
+            await kv.put(keys.volume("chat", free.id), encode(free))
+        for version, state in ((2, RunState.FAILED), (3, RunState.COMPLETE)):
+            await start(kv, "chat", version, make_config(app=STATEFUL))
+            assert (await wait_ended(kv, "chat")).state is state
+            await asyncio.sleep(10)
+            assert sorted(m.config.mounts[0].volume for m in await machines_of(kv, "chat")) == held
         await check_books(kv)
-        assert sorted(m.release for m in await machines_of(kv, "chat")) == [1, 1]
 
-    simulate(main)
+    simulate(main, seeds=2)
 
 
 def test_apps_are_deployed_side_by_side() -> None:
