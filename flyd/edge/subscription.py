@@ -6,7 +6,7 @@ Owns the xDS protocol's state of one ADS stream as a frozen value:
     next_response(stream, config)      the one message to send now, or None
     sent(stream, response)             the stream after sending it
 
-Invariants: at most one message waits for an answer; Envoy gets the parts of a new route
+Invariants: at most one message of a kind waits for an answer; Envoy gets the parts of a new route
 before the route (clusters, endpoints, listeners, routes) and keeps a cluster until nothing
 refers to it; what Envoy already has is not sent again, also not by another flyd (it says
 which version it has when it connects), except that endpoints and routes, which Envoy waits
@@ -91,18 +91,16 @@ def _first(request: Request, config: EdgeConfig) -> Subscription:
 
 
 def next_response(stream: Stream, config: EdgeConfig) -> Response | None:
-    """What to send now; None while an answer is awaited or Envoy has it all."""
-    subscriptions = stream.subscriptions
-    if not all(s.answered for s in subscriptions.values()):
-        return None
+    """What to send now; None while an answer is awaited or Envoy has it all.
+
+    Only the answer to the same kind is awaited: Envoy accepts a changed cluster no sooner
+    than it has got its endpoints, and a changed database port shall not wait for either.
+    """
     routed = all(_has(stream, kind, config.of(kind)) for kind in (Kind.LISTENERS, Kind.ROUTES))
     clusters = config.clusters if routed else _with_old(stream, config.clusters)
-    if due := _due(stream, Kind.CLUSTERS, clusters):
+    due = _due(stream, Kind.CLUSTERS, clusters) or _due(stream, Kind.ENDPOINTS, config.endpoints)
+    if due or not _clusters_complete(stream, clusters):
         return due
-    if due := _due(stream, Kind.ENDPOINTS, config.endpoints):
-        return due
-    if not _clusters_complete(stream, clusters):
-        return None
     return _due(stream, Kind.LISTENERS, config.listeners) or _due(stream, Kind.ROUTES, config.routes)
 
 
@@ -143,7 +141,7 @@ def forgiven(stream: Stream) -> Stream:
 def _has(stream: Stream, kind: Kind, resources: tuple[Resource, ...]) -> bool:
     """Whether Envoy has (or has refused) this content, or does not want any."""
     subscription = stream.subscriptions.get(kind)
-    return subscription is None or subscription.version == version_of(resources)
+    return subscription is None or (subscription.answered and subscription.version == version_of(resources))
 
 
 def _with_old(stream: Stream, clusters: tuple[Resource, ...]) -> tuple[Resource, ...]:
@@ -156,7 +154,7 @@ def _with_old(stream: Stream, clusters: tuple[Resource, ...]) -> tuple[Resource,
 
 def _due(stream: Stream, kind: Kind, resources: tuple[Resource, ...]) -> Response | None:
     subscription = stream.subscriptions.get(kind)
-    if subscription is None:
+    if subscription is None or not subscription.answered:
         return None
     version = version_of(resources)
     missing = kind in NAMED and not set(subscription.names) <= set(subscription.delivered)
@@ -169,7 +167,7 @@ def _due(stream: Stream, kind: Kind, resources: tuple[Resource, ...]) -> Respons
 def _clusters_complete(stream: Stream, clusters: tuple[Resource, ...]) -> bool:
     """Whether Envoy has asked for, and got, the endpoints of every cluster it was told of."""
     told = stream.subscriptions.get(Kind.CLUSTERS)
-    if told is None or told.refused:
+    if told is None or (told.answered and told.refused):
         return True
     endpoints = stream.subscriptions.get(Kind.ENDPOINTS, Subscription())
     return {c.name for c in clusters} <= set(endpoints.delivered)

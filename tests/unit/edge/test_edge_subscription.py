@@ -22,6 +22,7 @@ class Peer:
         self.stream = Stream()
         self.has: dict[Kind, Resources] = {}
         self.refuses = refuses
+        self.held = ""
         self.log: list[tuple[Kind, tuple[str, ...]]] = []
 
     def connect(self, config: EdgeConfig) -> None:
@@ -50,11 +51,17 @@ class Peer:
             if response is None:
                 return self.log
             self.stream = sent(self.stream, response)
-            assert next_response(self.stream, config) is None, "one message at a time"
             self.log.append((response.kind, tuple(r.name for r in response.resources)))
             error = "no" if response.kind in self.refuses else ""
+            known = {r.name for r in self.has.get(response.kind, ())}
             if not error:
                 self.has[response.kind] = response.resources
+            if response.kind is Kind.CLUSTERS and known & {r.name for r in response.resources}:
+                self.held = response.nonce  # a changed cluster is accepted once its endpoints are there
+                continue
+            if response.kind is Kind.ENDPOINTS and self.held:
+                self._ask(Kind.CLUSTERS, config, self.held)
+                self.held = ""
             self._ask(response.kind, config, response.nonce, error)
             learnt = {Kind.CLUSTERS: Kind.ENDPOINTS, Kind.LISTENERS: Kind.ROUTES}.get(response.kind)
             if learnt and not error and response.resources:
@@ -90,6 +97,33 @@ def test_only_endpoints_are_sent_when_only_endpoints_change() -> None:
         clusters=ONE.clusters, endpoints=some("a", note="x"), listeners=ONE.listeners, routes=ONE.routes
     )
     assert peer.follow(moved) == [(Kind.ENDPOINTS, ("a",))]
+
+
+def test_a_changed_cluster_gets_its_endpoints_before_it_is_accepted() -> None:
+    peer = Peer()
+    peer.connect(ONE)
+    peer.follow(ONE)
+    limited = EdgeConfig(
+        clusters=some("a", note="x"), endpoints=ONE.endpoints, listeners=ONE.listeners, routes=ONE.routes
+    )
+    assert peer.follow(limited) == [(Kind.CLUSTERS, ("a",)), (Kind.ENDPOINTS, ("a",))]
+
+
+def test_a_listener_does_not_wait_for_a_cluster_that_is_still_warming() -> None:
+    peer = Peer()
+    peer.connect(ONE)
+    peer.follow(ONE)
+    two = EdgeConfig(
+        clusters=some("a", note="x"),
+        endpoints=ONE.endpoints,
+        listeners=some("l", note="x"),
+        routes=ONE.routes,
+    )
+    stream, kinds = peer.stream, list[Kind]()
+    while response := next_response(stream, two):
+        stream = sent(stream, response)
+        kinds.append(response.kind)
+    assert kinds == [Kind.CLUSTERS, Kind.ENDPOINTS, Kind.LISTENERS, Kind.ROUTES]
 
 
 def test_a_new_flyd_with_the_same_content_repeats_nothing_that_envoy_would_rebuild() -> None:

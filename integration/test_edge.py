@@ -1,0 +1,430 @@
+"""The edge with a real Envoy and small real applications behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import msgspec
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import InvalidHandshake
+
+from flyd.edge import xds
+from flyd.edge.envoy import Envoy
+from flyd.edge.resources import EdgeConfig
+from flyd.edge.routes import EdgeView, edge_config
+from flyd.edge.xds import AdsServer
+from flyd.model import App, AppKind, Check, Concurrency, Machine, PostgresLeader, Service
+from tests.support.edge import host, http_service, machine, status, tcp_service
+from tests.support.envoy import Edge, LoopClock, ads_address, free_port, running_edge, wait_until
+
+pytestmark = pytest.mark.timeout(60)
+
+CHAT = App(name="chat")
+HTTP_METHODS = (b"GET ", b"POST ")
+HEARD = "cluster.chat/http.update_success"  # endpoints are the one thing that a new flyd repeats
+
+
+class Backend:
+    """An application that can be killed as a process is: its connections are reset, its port refuses.
+
+    It answers a request with its name, a line and the request it got; other bytes come back as they are.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.port = 0
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> Backend:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def kill(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        try:
+            while data := await reader.read(65536):
+                if data.startswith(HTTP_METHODS):
+                    data = await self._answer(data, reader)
+                writer.write(data)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+        finally:
+            writer.close()
+
+    async def _answer(self, data: bytes, reader: asyncio.StreamReader) -> bytes:
+        while b"\r\n\r\n" not in data:
+            data += await reader.readuntil(b"\r\n\r\n")
+        head, _, rest = data.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        await reader.readexactly(int(length.group(1)) - len(rest) if length else 0)
+        body = f"{self.name}\n".encode() + data
+        return f"HTTP/1.1 200 OK\r\nserver: own\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+@asynccontextmanager
+async def backend(name: str) -> AsyncGenerator[Backend, None]:
+    one = await Backend(name).start()
+    try:
+        yield one
+    finally:
+        one.kill()
+
+
+class Site:
+    """What one edge serves, and clients of it."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.client = httpx.AsyncClient(timeout=10)
+
+    def serve(self, *machines: Machine, apps: tuple[App, ...] = (CHAT,)) -> EdgeConfig:
+        config = edge_config(
+            EdgeView(
+                host=host("fra", http_port=self.port),
+                apps=apps,
+                machines=machines,
+                statuses={m.id: status(m) for m in machines},
+            )
+        )
+        self.edge.ads.publish(config)
+        return config
+
+    async def get(self, name: str = "chat.localhost", **headers: str) -> httpx.Response:
+        return await self.client.get(self.url, headers={"host": name, **headers})
+
+    async def who(self) -> str:
+        """Which backend answers, or the status."""
+        try:
+            answer = await self.get()
+        except httpx.TransportError as e:
+            return type(e).__name__
+        return answer.text.split("\n")[0] if answer.status_code == 200 else str(answer.status_code)
+
+    async def wait_who(self, name: str) -> None:
+        async with asyncio.timeout(15):
+            while await self.who() != name:
+                await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def load(self) -> AsyncGenerator[list[str], None]:
+        """GETs and POSTs without pause meanwhile; who answered each."""
+        answers: list[str] = []
+
+        async def client(method: str) -> None:
+            while True:
+                try:
+                    answer = await self.client.request(
+                        method, self.url, headers={"host": "chat"}, content=b"x"
+                    )
+                    body = answer.text.split("\n")[0]
+                    answers.append(body if answer.status_code == 200 else f"{answer.status_code} {body}")
+                except httpx.TransportError as e:
+                    answers.append(repr(e))
+                await asyncio.sleep(0.001)
+
+        async with asyncio.TaskGroup() as group:
+            clients = [group.create_task(client(method)) for method in ("GET", "GET", "POST")]
+            yield answers
+            for one in clients:
+                one.cancel()
+
+
+@asynccontextmanager
+async def site() -> AsyncGenerator[Site, None]:
+    async with running_edge("fra") as edge:
+        here = Site(edge)
+        async with here.client:
+            yield here
+
+
+def at(
+    one: Backend, machine_id: str, region: str, service: Callable[[int], Service] = http_service
+) -> Machine:
+    return machine(machine_id, region, service(one.port), ip="127.0.0.1")
+
+
+def checked(port: int) -> Service:
+    return http_service(port, checks=(Check(kind="http", port=port, path="/up"),))
+
+
+# --------------------------------------------------------------------------- HTTP
+
+
+async def test_a_request_reaches_the_app_with_flys_headers_and_unknown_names_do_not() -> None:
+    async with site() as here, backend("one") as one:
+        here.serve(at(one, "m1", "fra"))
+        await here.wait_who("one")
+        answer = await here.get("chat.internal:81", **{"Fly-Client-IP": "9.9.9.9", "Fly-Region": "mars"})
+        seen = dict(line.split(": ", 1) for line in answer.text.split("\r\n")[1:] if ": " in line)
+        assert seen["fly-client-ip"] == "127.0.0.1"
+        assert seen["fly-region"] == "fra"
+        assert seen["fly-forwarded-port"] == seen["x-forwarded-port"] == str(here.port)
+        assert seen["x-forwarded-proto"] == "http"
+        assert seen["host"] == "chat.internal:81"
+        assert "x-forwarded-for" in seen
+        assert seen["via"] == "1.1 flyd"
+        assert answer.headers["server"] == "own"
+        assert answer.headers["fly-request-id"] == seen["x-request-id"]
+        assert {name for name in seen if name.startswith("x-envoy")} == set()
+        nobody = await here.get("other.localhost")
+        assert (nobody.status_code, nobody.text) == (404, "no app answers to this name here\n")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is the HTTP/2 client")
+async def test_http_2_with_prior_knowledge() -> None:
+    async with site() as here, backend("one") as one:
+        here.serve(at(one, "m1", "fra"))
+        await here.wait_who("one")
+        curl = await asyncio.create_subprocess_exec(
+            *("curl", "-s", "--http2-prior-knowledge", "-H", "host: chat"),
+            *("-w", "HTTP %{http_version}", here.url),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await curl.communicate()
+        assert out.startswith(b"one\n")
+        assert out.endswith(b"HTTP 2")
+
+
+@asynccontextmanager
+async def echo() -> AsyncGenerator[int, None]:
+    async def answer(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with serve(answer, "127.0.0.1", 0, ping_interval=None) as server:
+        yield next(iter(server.sockets)).getsockname()[1]
+
+
+async def connected(here: Site) -> ClientConnection:
+    """A WebSocket through the edge, as soon as it lets one through."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                return await connect(f"ws://chat.localhost:{here.port}/", host="127.0.0.1", port=here.port)
+            except (OSError, InvalidHandshake):
+                await asyncio.sleep(0.02)
+
+
+async def answers(socket_: ClientConnection, text: str) -> bool:
+    await socket_.send(text)
+    async with asyncio.timeout(2):
+        return await socket_.recv() == text
+
+
+async def test_a_websocket_outlives_its_cluster_s_change_its_cordon_and_a_new_flyd() -> None:
+    async with site() as here, echo() as port:
+        one = machine("m1", "fra", http_service(port), ip="127.0.0.1")
+        here.serve(one)
+        open_socket = await connected(here)
+        assert await answers(open_socket, "hello")
+
+        limited = http_service(port, concurrency=Concurrency(hard_limit=5))
+        here.serve(machine("m1", "fra", limited, ip="127.0.0.1"))
+        await here.edge.wait_stat("cluster_manager.cluster_modified", 1)
+        assert await answers(open_socket, "still here")
+
+        config = here.serve(msgspec.structs.replace(one, cordoned=True))
+        await here.wait_who("503")
+        assert await answers(open_socket, "cordoned")
+
+        ads = await here.edge.restart_ads()
+        ads.publish(config)
+        assert await answers(open_socket, "another flyd")
+        await open_socket.close()
+
+
+# --------------------------------------------------------------------------- fail-over
+
+
+async def test_the_near_region_s_death_fails_no_new_request_and_needs_no_flyd() -> None:
+    async with site() as here, backend("near") as near, backend("far") as far, backend("moon") as moon:
+        here.serve(
+            at(near, "m1", "fra", checked), at(far, "m2", "iad", checked), at(moon, "m3", "sin", checked)
+        )
+        await here.wait_who("near")
+        await here.edge.ads.stop()  # flyd is gone: Envoy is on its own
+        async with here.load() as seen:
+            await wait_until(lambda: len(seen) > 50, "traffic")
+            assert set(seen) == {"near"}
+            near.kill()
+            killed_at = len(seen)
+            await wait_until(lambda: seen.count("far") > 50, "fail-over to the next region")
+        failed = [a for a in seen if a not in ("near", "far", "moon")]
+        assert len(failed) <= 3, failed  # those that the killed backend had already been sent
+        assert all(a not in ("near", "far", "moon") for a in failed)
+        assert seen[killed_at + 6 :].count("far") >= len(seen[killed_at + 6 :]) - 10
+        await near.start()
+        await here.wait_who("near")
+
+
+async def test_a_new_flyd_that_knows_the_same_changes_nothing_and_fails_nothing() -> None:
+    async with site() as here, backend("near") as near, backend("far") as far:
+        config = here.serve(at(near, "m1", "fra", checked), at(far, "m2", "iad", checked))
+        await here.wait_who("near")
+        pattern = "listener_(added|modified|removed)|cluster_(added|modified|removed)|update_rejected"
+        before = await here.edge.stats(pattern)
+        async with here.load() as seen:
+            await here.edge.ads.stop()
+            await wait_until(lambda: len(seen) > 30, "traffic without flyd")
+            here.edge.ads = AdsServer(ads_address(here.edge.folder))
+            await here.edge.ads.start()
+            here.edge.ads.publish(config)
+            heard = (await here.edge.stats(HEARD))[HEARD]
+            await here.edge.wait_stat(HEARD, heard + 1)
+            more = len(seen) + 50
+            await wait_until(lambda: len(seen) > more, "traffic with the new flyd")
+        assert set(seen) == {"near"}
+        assert await here.edge.stats(pattern) == before
+
+
+async def test_a_started_flyd_that_knows_nothing_yet_takes_nothing_away() -> None:
+    async with site() as here, backend("near") as near:
+        here.serve(at(near, "m1", "fra"))
+        await here.wait_who("near")
+        await here.edge.restart_ads()
+        await here.edge.wait_stat("control_plane.connected_state", 1)
+        async with here.load() as seen:
+            await wait_until(lambda: len(seen) > 50, "traffic")
+        assert set(seen) == {"near"}
+
+
+# --------------------------------------------------------------------------- TCP and Postgres
+
+
+async def say(port: int, text: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text)
+    async with asyncio.timeout(10):
+        answer = await reader.read(100)
+    writer.close()
+    return answer
+
+
+async def test_a_raw_tcp_port() -> None:
+    async with site() as here, backend("one") as one:
+        port = free_port()
+        here.serve(machine("m1", "fra", tcp_service(one.port, port), ip="127.0.0.1"))
+        await here.edge.wait_stat("listener_manager.listener_create_success", 1)
+        assert await say(port, b"ping") == b"ping"
+
+
+class Database:
+    """A Postgres application's endpoint on one edge."""
+
+    def __init__(self, here: Site) -> None:
+        self.here = here
+        self.port = free_port()
+        self.app = App(name="db", kind=AppKind.POSTGRES, endpoint_port=self.port)
+
+    def leader(self, epoch: int, of: Backend, *, serving: bool) -> None:
+        leader = PostgresLeader(
+            cluster="db", epoch=epoch, node=of.name, address=f"127.0.0.1:{of.port}", serving=serving
+        )
+        view = EdgeView(host=host("fra", http_port=self.here.port), apps=(self.app,), leaders={"db": leader})
+        self.here.edge.ads.publish(edge_config(view))
+
+
+async def test_a_database_session_ends_when_the_leader_changes_and_new_ones_wait_for_it() -> None:
+    async with site() as here, backend("old") as old, backend("new") as new:
+        database = Database(here)
+        database.leader(7, old, serving=True)
+        await here.edge.wait_stat("listener_manager.listener_create_success", 2)
+        reader, writer = await asyncio.open_connection("127.0.0.1", database.port)
+        writer.write(b"select 1")
+        assert await reader.read(100) == b"select 1"
+
+        database.leader(8, new, serving=False)  # the old backend lives on and keeps its side open
+        async with asyncio.timeout(1):
+            assert await reader.read(100) == b""
+        writer.close()
+
+        waiting = asyncio.get_running_loop().create_task(say(database.port, b"select 2"))
+        await here.edge.wait_stat("cluster.db/postgres.upstream_cx_connect_fail", 3)
+        assert not waiting.done()
+        database.leader(8, new, serving=True)
+        async with asyncio.timeout(1):
+            assert await waiting == b"select 2"
+
+
+async def test_a_session_opened_before_serving_is_not_cut_by_serving() -> None:
+    async with site() as here, backend("one") as one:
+        database = Database(here)
+        database.leader(3, one, serving=False)
+        await here.edge.wait_stat("listener_manager.listener_create_success", 2)
+        sessions = [asyncio.get_running_loop().create_task(say(database.port, b"x")) for _ in range(5)]
+        await here.edge.wait_stat("cluster.db/postgres.upstream_cx_connect_fail", 5)
+        database.leader(3, one, serving=True)
+        assert await asyncio.gather(*sessions) == [b"x"] * 5
+
+
+# --------------------------------------------------------------------------- the process
+
+
+async def test_a_taken_port_is_said_and_taken_over_when_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xds, "RETRY_REFUSED_S", 0.2)
+    async with site() as here, backend("one") as one:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", here.port))
+            other.listen()
+            here.serve(at(one, "m1", "fra"))
+            await wait_until(lambda: bool(here.edge.ads.problems), "the problem")
+            (problem,) = here.edge.ads.problems
+            assert f"127.0.0.1 port {here.port}: Address already in use" in problem
+            assert f"ss -ltnp 'sport = :{here.port}'" in problem
+        await here.wait_who("one")
+        await wait_until(lambda: not here.edge.ads.problems, "no problem any more")
+
+
+async def test_a_killed_envoy_is_started_again_with_all_that_it_served() -> None:
+    async with site() as here, backend("one") as one:
+        here.serve(at(one, "m1", "fra"))
+        await here.wait_who("one")
+        first = here.edge.envoy.pid
+        os.kill(first, signal.SIGKILL)
+        await wait_until(lambda: here.edge.envoy.pid not in (0, first), "another Envoy")
+        await here.wait_who("one")
+
+
+async def test_a_new_flyd_adopts_the_running_envoy() -> None:
+    async with site() as here:
+        await wait_until(lambda: here.edge.envoy.pid != 0, "Envoy")
+        pid = here.edge.envoy.pid
+        again = Envoy(here.edge.folder / "envoy", "fra-1", "fra", ads_address(here.edge.folder), LoopClock())
+        keeper = asyncio.get_running_loop().create_task(again.keep())
+        await asyncio.sleep(0)
+        assert again.pid == pid
+        assert os.getsid(pid) == pid  # a session of its own: no signal to flyd's reaches it
+        keeper.cancel()
+
+
+async def test_the_socket_of_a_killed_flyd_is_no_obstacle() -> None:
+    async with site() as here:
+        path = ads_address(here.edge.folder).removeprefix("unix:") + "2"
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(path)
+        assert os.path.exists(path)
+        second = AdsServer(f"unix:{path}")
+        await second.start()
+        await second.stop()
