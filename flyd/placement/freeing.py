@@ -61,7 +61,7 @@ async def free_machine(
             continue  # the claim's absence will tell
         if result.succeeded:
             return True
-        await wait_before_retry(attempt, entropy)
+        await wait_before_retry(kv, attempt, entropy, guards)
     raise Conflict(f"machine {machine_id} of app {app} was not freed: others kept changing its records")
 
 

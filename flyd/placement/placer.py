@@ -65,7 +65,7 @@ async def place(
             continue  # reading again tells: the machine is there, or it never will be by this txn
         if result.succeeded:
             return machine
-        await wait_before_retry(attempt, entropy)
+        await wait_before_retry(kv, attempt, entropy, guards)
     raise Conflict(
         f"machine {machine_id} of app {order.app} was not placed: others changed the same records "
         f"{PLACE_ATTEMPTS} times in a row",
@@ -97,8 +97,15 @@ def choose(request: Request, snapshot: Snapshot) -> Placement:
     )
 
 
-async def wait_before_retry(attempt: int, entropy: Entropy) -> None:
-    """Let competitors pass: a wait by chance, longer with each attempt."""
+async def wait_before_retry(kv: KV, attempt: int, entropy: Entropy, guards: Sequence[Unchanged] = ()) -> None:
+    """Let competitors pass: a wait by chance, longer with each attempt.
+
+    Raises Conflict at once where it is a guard that failed: no retry makes it hold again.
+    """
+    for guard in guards:
+        record = await kv.get(guard.key)
+        if (record.mod_revision if record is not None else 0) != guard.mod_revision:
+            raise Conflict(f"{guard.key} has changed meanwhile, so what depends on it was not done")
     share = int(entropy.token(1), 16) / 255
     await asyncio.sleep(PLACE_BACKOFF_S * (attempt + 1) * share)
 

@@ -55,7 +55,7 @@ async def create_volume(
             continue  # reading again tells
         if result.succeeded:
             return volume
-        await wait_before_retry(attempt, entropy)
+        await wait_before_retry(kv, attempt, entropy, guards)
     raise Conflict(
         f"volume {name} of app {app} was not created: others kept changing the same host's records"
     )
@@ -98,7 +98,7 @@ async def destroy_volume(kv: KV, app: str, volume_id: str, *, entropy: Entropy) 
             continue
         if result.succeeded:
             return
-        await wait_before_retry(attempt, entropy)
+        await wait_before_retry(kv, attempt, entropy)
     raise Conflict(f"volume {volume_id} of app {app} was not destroyed: others kept changing its records")
 
 

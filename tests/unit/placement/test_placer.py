@@ -144,7 +144,7 @@ async def test_a_lost_answer_does_not_place_twice() -> None:
 async def test_a_failed_guard_places_nothing() -> None:
     kv = MemoryKV()
     await join(kv, make_host("ams-1"))
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match="leaders/deployer has changed"):
         await place(
             kv,
             Order(app="chat", config=CONFIG),
