@@ -258,6 +258,7 @@ def run(request: dict[str, Any], ready: int) -> None:
         status["signal"] = result.si_status
     log.close()
     write_durably("run/exit.json", {**identity, "status": status})
+    os.waitpid(main, 0)  # only now: while the driver may still signal the group, its id stays taken
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ async def test_stop_kills_the_children_of_children(rig: ProcessRig) -> None:
     assert all(running(pid) for pid in (main, *children))
     assert await rig.driver().stop("m1", "SIGINT", 5.0) is not None
     assert not any(running(pid) for pid in (main, *children))
+    with pytest.raises(ProcessLookupError):  # not even a zombie: Postgres looks for its old pid
+        os.kill(main, 0)
 
 
 async def test_a_machine_that_ends_by_itself_takes_its_children_along(rig: ProcessRig) -> None:
