@@ -11,7 +11,7 @@ import asyncio
 
 import structlog
 
-from flyd.errors import Unavailable
+from flyd.errors import NotFound, Unavailable
 from flyd.model import Host, encode
 from flyd.ports import KV, Put
 from flyd.store import keys
@@ -39,7 +39,7 @@ async def keep_membership(kv: KV, host: Host) -> None:
             except asyncio.CancelledError:
                 await _leave(kv, lease)
                 raise
-        except Unavailable as error:
+        except (Unavailable, NotFound) as error:  # NotFound: the lease ended before it was used
             log.warning("host.etcd_unavailable", host=host.name, error=error.message)
             await asyncio.sleep(RETRY_S)
 

@@ -21,7 +21,7 @@ from flyd.store import keys
 log = structlog.get_logger(__name__)
 
 COALESCE_S = 0.01  # changes of a status within this time are published as one
-RETRY_S = 0.5  # after Unavailable
+RETRY_S = 0.5  # after Unavailable, or after losing to another writer
 
 
 class Statuses:
@@ -77,10 +77,21 @@ class Statuses:
             self._published.pop(machine_id, None)
             return
         if status != self._published.get(machine_id):
-            compare = Unchanged(keys.machine(status.app, status.id), claim[1])
-            put = Put(keys.status(status.app, status.id), encode(status))
-            if not (await self._kv.txn((compare,), (put,))).succeeded:
-                return  # the claim has just changed: claims_changed comes with the new one
+            if not await self._write(status, claim[1]):
+                asyncio.get_running_loop().call_later(RETRY_S, self._wakeup.set)
+                return
             self._published[machine_id] = status
         if self._status(machine_id) == status:
             self._waiting.pop(machine_id, None)
+
+    async def _write(self, status: MachineStatus, claim_revision: int) -> bool:
+        """One attempt; False: the claim or the status has just changed.
+
+        The status' own revision is compared too: a write whose answer got lost may take effect
+        late, and must then not undo a newer one.
+        """
+        key = keys.status(status.app, status.id)
+        stored = await self._kv.get(key)
+        on_claim = Unchanged(keys.machine(status.app, status.id), claim_revision)
+        on_status = Unchanged(key, stored.mod_revision if stored else 0)
+        return (await self._kv.txn((on_claim, on_status), (Put(key, encode(status)),))).succeeded
