@@ -24,7 +24,6 @@ from flyd.deploy.releases import MAX_LINES, DeployRun, Phase, Release, ReleaseSt
 from flyd.errors import Conflict, FlydError, InvariantBroken, NotFound, Unavailable, Unplaceable
 from flyd.machines import commands
 from flyd.model import Desired, Machine, MachineStatus, encode
-from flyd.placement.freeing import keep_freed
 from flyd.placement.placer import place
 from flyd.ports import KV, Clock, Entropy, Put, Unchanged
 from flyd.store import keys
@@ -62,11 +61,10 @@ class Deployer:
         self._since: dict[str, tuple[tuple[Phase, int], float]] = {}  # run -> its step, when first seen
 
     async def keep_deploying(self, guard: Unchanged) -> None:
-        """Walk all runs and free all destroyed machines, until leadership ends (cancels) this."""
+        """Walk all runs, until leadership ends (cancels) this."""
         self._since.clear()
         walks: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
-            group.create_task(keep_freed(self._kv, entropy=self._entropy, guards=(guard,)))
             while True:
                 version = self._mirror.version
                 for run in self._mirror.list(keys.RUNS, DeployRun):

@@ -8,7 +8,8 @@ address or volume; the one that loses reads again and decides again.
 
 Any flyd may place. A caller that gives the machine's id gets the same machine however
 often it asks: an order whose outcome was unknown, or that a crashed deployer repeats, is
-found instead of placed twice. Freeing what was placed: freeing.py. Volumes: volumes.py.
+found instead of placed twice. What was placed is given back by the machine's host, once it
+has destroyed the machine (flyd/machines/free.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Creating reserves disk on one host; the data itself is made by that host when a machine
 first attaches the volume. Destroying is refused while a machine holds it. Attaching is
-part of placing a machine (placer.py), detaching of freeing one (freeing.py).
+part of placing a machine (placer.py), detaching of freeing one (flyd/machines/free.py).
 Called by the API and by `fly postgres create`.
 """
 

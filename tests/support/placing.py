@@ -69,4 +69,4 @@ async def join(kv: KV, *hosts: Host) -> None:
     """Hosts join the cluster, alive."""
     for host in hosts:
         await kv.put(keys.host(host.name), encode(host))
-        await kv.put(keys.alive(host.name), b"")
+        await kv.put(keys.alive(host.name), b"true")

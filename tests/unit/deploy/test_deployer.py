@@ -21,6 +21,7 @@ from flyd.deploy.releases import (
     start_deploy,
 )
 from flyd.errors import OutcomeUnknown, Unavailable
+from flyd.machines.free import free
 from flyd.model import App, Desired, Machine, Reservations, Volume, decode, encode
 from flyd.ports import KV, Delete, Put, TxnResult, Unchanged
 from flyd.store import keys
@@ -104,6 +105,9 @@ async def keep_hosts(kv: KV, behaviour: Behaviour) -> None:
         listing = await kv.list(keys.MACHINES)
         for item in listing.items:
             machine = decode(item.value, Machine)
+            if machine.desired is Desired.DESTROYED and behaviour(machine) != "silent":
+                await free(kv, machine.host, machine)
+                continue
             said = status_of(machine, behaviour(machine))
             key = keys.status(machine.app, machine.id)
             before = await kv.get(key)
@@ -190,7 +194,7 @@ async def two_releases(
     loop.spawn("third", deployer_process(MemoryKV(kv.server), "third"))
     await start(kv, "chat", 2, config)
     ended = await wait_ended(kv, "chat")
-    await asyncio.sleep(10)  # what was destroyed is freed
+    await asyncio.sleep(10)  # what is not waited for is gone as well
     await check_books(kv)
     releases = await list_releases(kv, "chat")
     assert releases[-1].status.value == ended.state.value

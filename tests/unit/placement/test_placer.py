@@ -1,4 +1,4 @@
-"""The placer, freeing and volumes over the in-memory etcd, with competitors and lost answers."""
+"""The placer and volumes over the in-memory etcd, with competitors and lost answers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import msgspec
 import pytest
 
 from flyd.errors import Conflict, NotFound, OutcomeUnknown, Refused, Unplaceable
+from flyd.machines.commands import set_desired
+from flyd.machines.free import free
 from flyd.model import (
     Desired,
     Guest,
     Machine,
     MachineConfig,
-    MachineState,
-    MachineStatus,
     Mount,
     Reservations,
     Volume,
     decode,
-    encode,
 )
-from flyd.placement.freeing import free_machine, keep_freed
 from flyd.placement.placer import Order, place
+from flyd.placement.scheduler import reserved
 from flyd.placement.volumes import create_volume, destroy_volume, list_volumes
 from flyd.ports import KV, Unchanged
 from flyd.store import keys
@@ -42,19 +41,6 @@ async def put_machine(kv: KV, order: Order, seed: str = "") -> Machine:
 async def promised(kv: KV, host: str) -> Reservations:
     item = await kv.get(keys.reservations(host))
     return decode(item.value, Reservations) if item else Reservations(host=host)
-
-
-async def say_destroyed(kv: KV, machine: Machine, **changes: object) -> None:
-    status = MachineStatus(
-        id=machine.id,
-        app=machine.app,
-        host=machine.host,
-        instance_id=machine.instance_id,
-        epoch=machine.epoch,
-        state=MachineState.DESTROYED,
-    )
-    status = msgspec.structs.replace(status, **changes)
-    await kv.put(keys.status(machine.app, machine.id), encode(status))
 
 
 class LostAnswers(MemoryKV):
@@ -169,40 +155,24 @@ async def test_refusals_are_for_people() -> None:
     assert "Regions with hosts: ams, iad" in caught.value.hint
 
 
-async def test_freeing_waits_for_the_hosts_word_and_gives_everything_back() -> None:
+async def test_what_a_machine_gave_back_is_taken_by_the_next() -> None:
     kv = MemoryKV()
-    entropy = CountedEntropy()
-    await join(kv, make_host("ams-1"))
-    machine = await put_machine(kv, Order(app="chat", config=WITH_DATA))
-    assert not await free_machine(kv, "chat", machine.id, entropy=entropy)
-    await say_destroyed(kv, machine, epoch=0)
-    assert not await free_machine(kv, "chat", machine.id, entropy=entropy)
-    await say_destroyed(kv, machine)
-    assert await free_machine(kv, "chat", machine.id, entropy=entropy)
-    held = await promised(kv, "ams-1")
+    await join(kv, make_host("ams-1", memory_mb=512))
+    first = await put_machine(kv, Order(app="chat", config=WITH_DATA))
+    with pytest.raises(Unplaceable, match="needs 512 MB memory, 0 MB free of 512"):
+        await put_machine(kv, Order(app="chat", config=CONFIG), "early")
+    await set_desired(kv, "chat", first.id, Desired.DESTROYED)
+    await free(kv, "ams-1", first)
+    second = await put_machine(kv, Order(app="chat", config=WITH_DATA), "late")
     (volume,) = await list_volumes(kv, "chat")
-    assert (held.machines, held.addresses) == ({}, {})
-    assert held.volumes_gb == {volume.id: 3}
-    assert (volume.attached_machine, volume.epoch) == ("", 1)
-    again = await put_machine(kv, Order(app="chat", config=WITH_DATA), "again")
-    assert again.config.mounts[0].volume == volume.id
-    assert (await list_volumes(kv, "chat"))[0].epoch == 2
-
-
-async def test_the_loop_frees_what_hosts_destroy() -> None:
-    kv = MemoryKV()
-    await join(kv, make_host("ams-1"))
-    machines = [await put_machine(kv, Order(app="chat", config=CONFIG), str(n)) for n in range(2)]
-    await say_destroyed(kv, machines[0])  # before the loop begins
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        loop = tasks.create_task(keep_freed(kv, entropy=CountedEntropy()))
-        while len((await kv.list(f"{keys.MACHINES}chat/")).items) > 1:
-            await asyncio.sleep(0)
-        await say_destroyed(kv, machines[1])  # while it watches
-        while (await kv.list(f"{keys.MACHINES}chat/")).items:
-            await asyncio.sleep(0)
-        loop.cancel()
-    assert (await promised(kv, "ams-1")).machines == {}
+    assert second.config.mounts[0].volume == first.config.mounts[0].volume == volume.id
+    assert (volume.attached_machine, volume.epoch) == (second.id, 2)
+    assert await promised(kv, "ams-1") == Reservations(
+        host="ams-1",
+        machines={second.id: reserved(CONFIG.guest)},
+        volumes_gb={volume.id: 3},
+        addresses={second.id: (await promised(kv, "ams-1")).addresses[second.id]},
+    )
 
 
 async def test_an_attached_volume_is_not_destroyed() -> None:
