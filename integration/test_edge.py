@@ -255,6 +255,30 @@ async def test_a_websocket_outlives_its_cluster_s_change_its_cordon_and_a_new_fl
         await open_socket.close()
 
 
+async def test_a_hard_limit_queues_what_is_above_it() -> None:
+    at_once, most = 0, 0
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal at_once, most
+        while (head := await reader.read(65536)).startswith(HTTP_METHODS):
+            counted = b"chat" in head
+            at_once += counted
+            most = max(most, at_once)
+            await asyncio.sleep(0.05)
+            at_once -= counted
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async with site() as here, await asyncio.start_server(slow, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        limited = http_service(port, concurrency=Concurrency(hard_limit=2))
+        here.serve(machine("m1", "fra", limited, ip="127.0.0.1"))
+        await here.wait_who("")
+        answered = await asyncio.gather(*(here.get("chat") for _ in range(10)))
+        assert {a.status_code for a in answered} == {200}
+        assert most == 2
+
+
 # --------------------------------------------------------------------------- fail-over
 
 

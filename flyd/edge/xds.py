@@ -29,6 +29,12 @@ log = structlog.get_logger(__name__)
 
 RETRY_REFUSED_S = 5.0
 STOP_GRACE_S = 0.1
+REMEDIES = {
+    "Address already in use": "See who has it with `ss -ltnp 'sport = :{port}'`; "
+    "stop that, or choose another port. ",
+    "Cannot assign requested address": "The address {address} is not one of this host's: see `ip address`. ",
+    "Permission denied": "Ports below 1024 need root or CAP_NET_BIND_SERVICE: choose a higher port. ",
+}
 
 
 class _Connection:
@@ -143,8 +149,8 @@ def explain_refusal(error: str) -> str:
     if taken is None:
         return f"Envoy refuses the new configuration and keeps the last good one: {error}"
     address, port, reason = taken.groups()
+    remedy = REMEDIES.get(reason.strip(), "").format(address=address, port=port)
     return (
-        f"the edge cannot listen on {address} port {port}: {reason}. See who has it with "
-        f"`ss -ltnp 'sport = :{port}'`; stop that, or give the app another port. "
-        f"Tried again every {RETRY_REFUSED_S:.0f} s"
+        f"the edge cannot listen on {address} port {port}: {reason.strip()}. {remedy}"
+        f"Tried again every {RETRY_REFUSED_S:g} s"
     )

@@ -82,12 +82,21 @@ async def test_bursts_are_published_together_but_a_new_leader_at_once(
         assert [r.name for r in ads.configs[1].clusters] == ["chat/http", "db/postgres"]
 
 
-def test_a_taken_port_is_explained() -> None:
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("Address already in use", "ss -ltnp 'sport = :8080'"),
+        ("Permission denied", "choose a higher port"),
+        ("Cannot assign requested address", "127.0.0.11 is not one of this host's"),
+        ("Something new", "Something new. Tried again"),
+    ],
+)
+def test_a_port_that_cannot_be_had_is_explained(reason: str, remedy: str) -> None:
     said = explain_refusal(
-        "Error adding/updating listener(s) http: cannot bind '127.0.0.11:8080': Address already in use\n"
+        f"Error adding/updating listener(s) http: cannot bind '127.0.0.11:8080': {reason}\n"
     )
-    assert "127.0.0.11 port 8080" in said
-    assert "ss -ltnp 'sport = :8080'" in said
+    assert f"127.0.0.11 port 8080: {reason}" in said
+    assert remedy in said
 
 
 def test_any_other_refusal_is_passed_on() -> None:
