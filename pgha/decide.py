@@ -76,11 +76,15 @@ def fork_lsn(view: View, timeline: int) -> int | None:
 
 
 def diverged(view: View, leader: PostgresLeader) -> bool:
-    """We have replayed WAL that is not part of the leader's history."""
+    """We have replayed WAL that is not part of the leader's history.
+
+    Where an epoch began is unknown (0) if its primary died before it could record it. Then
+    Postgres has the last word: it refuses to stream to us, and LATCH_S later we rewind.
+    """
     if view.status.timeline == leader.epoch:
         return False
     fork = fork_lsn(view, view.status.timeline)
-    return fork is None or view.status.replayed_lsn > fork
+    return fork is None or 0 < fork < view.status.replayed_lsn
 
 
 # --------------------------------------------------------------------------- a human is needed
@@ -249,13 +253,22 @@ def may_win(votes: tuple[Vote, ...], mine: Vote, members: int) -> bool:
     return sum(1 for v in votes if v.position() <= mine.position()) >= votes_needed(members)
 
 
+def last_primary(leader: PostgresLeader, mine: Vote) -> bool:
+    """We were primary until now: all that was ever acknowledged was flushed here first.
+
+    So we may succeed ourselves alone, for instance when we fell before any replica had its
+    first copy, and nobody else has anything to vote with.
+    """
+    return leader.node == mine.node and leader.epoch == mine.epoch
+
+
 def elect(view: View, me: str, now: float) -> Decision | None:
     """Take over if we are the preferred one, or if the preferred one let its chance pass."""
     lease, leader = view.lease, view.leader
     mine = next((v for v in view.votes if v.node == me), None)
     if lease is None or leader is None or mine is None:
-        return None
-    if not may_win(view.votes, mine, len(view.voters)):
+        return Decision(rule="no_lease", detail="etcd names a leader but has no lease: its keys were damaged")
+    if not may_win(view.votes, mine, len(view.voters)) and not last_primary(leader, mine):
         return Decision(rule="await_votes", detail=f"{len(view.votes)} votes, not enough for us")
     opened_s = view.lease_seen_s + (0.0 if lease.released else TTL_S)
     patient = now - opened_s < YIELD_S

@@ -1,0 +1,422 @@
+"""Each rule by example, then what must hold for every view."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flyd.model import PostgresLeader
+from pgha.decide import RULES, acks_needed, decide, may_win, votes_needed
+from pgha.model import (
+    LATCH_S,
+    TTL_S,
+    YIELD_S,
+    Action,
+    Bootstrap,
+    Data,
+    DataState,
+    Decision,
+    Lease,
+    Lineage,
+    Replica,
+    Status,
+    Switchover,
+    View,
+    Vote,
+)
+
+NODES = ("a", "b", "c")
+NOW = 1000.0
+OLD = NOW - TTL_S - 0.01  # seen so long ago that the lease has run out
+LONG_AGO = OLD - YIELD_S
+
+
+def leader(node: str = "a", epoch: int = 4, *, serving: bool = True) -> PostgresLeader:
+    return PostgresLeader(
+        cluster="db", epoch=epoch, node=node, address=f"10.0.0.{node}:5432", serving=serving
+    )
+
+
+def vote(node: str, epoch: int = 4, lsn: int = 100) -> Vote:
+    return Vote(node=node, revision=50, epoch=epoch, lsn=lsn)
+
+
+HISTORY = (
+    Lineage(epoch=2, node="a", system_id="7", parent=1, switch_lsn=10),
+    Lineage(epoch=4, node="a", system_id="7", parent=2, switch_lsn=80),
+)
+STANDBY = Status(
+    running=True,
+    ready=True,
+    timeline=4,
+    flushed_lsn=100,
+    replayed_lsn=100,
+    idle=True,
+    upstream=leader().address,
+    streaming=True,
+)
+PRIMARY = Status(running=True, ready=True, in_recovery=False, timeline=4, flushed_lsn=100, replayed_lsn=100)
+FENCED = msgspec.structs.replace(STANDBY, upstream="", streaming=False)
+# A replica of a living leader; every example changes something of it.
+CALM = View(
+    voters=NODES,
+    bootstrap=Bootstrap(node="a"),
+    leader=leader(),
+    lease=Lease(epoch=4, node="a", count=9),
+    lease_revision=50,
+    lease_seen_s=NOW - 0.3,
+    history=HISTORY,
+    data=Data(state=DataState.READY, system_id="7", promised=20),
+    status=STANDBY,
+)
+LEADING = msgspec.structs.replace(
+    CALM,
+    status=PRIMARY,
+    won_epoch=4,
+    complete_lsn=90,
+    replicas=(Replica(name="b", flushed_lsn=95), Replica(name="c", flushed_lsn=85)),
+)
+PROMISED = Data(state=DataState.READY, system_id="7", promised=50)
+ROUND = msgspec.structs.replace(CALM, lease_seen_s=OLD, status=FENCED, data=PROMISED)
+EMPTY = msgspec.structs.replace(CALM, data=Data(), status=Status())
+NEW = View(voters=NODES)
+
+
+def but(view: View, **changes: object) -> View:
+    return msgspec.structs.replace(view, **changes)
+
+
+EXAMPLES: list[tuple[str, View, str, Decision]] = [
+    ("first voter claims", NEW, "a", Decision(rule="bootstrap_claim", action=Action.CLAIM_BOOTSTRAP)),
+    ("others wait", NEW, "b", Decision(rule="bootstrap_wait")),
+    (
+        "the claimer initialises",
+        but(NEW, bootstrap=Bootstrap(node="a")),
+        "a",
+        Decision(rule="bootstrap_initialise", action=Action.INITIALISE),
+    ),
+    (
+        "and leads first",
+        but(NEW, bootstrap=Bootstrap(node="a"), data=PROMISED, status=FENCED),
+        "a",
+        Decision(rule="first_term", action=Action.TAKE_OVER, epoch=2),
+    ),
+    ("data but no cluster", but(NEW, data=PROMISED), "a", Decision(rule="lost_store")),
+    (
+        "etcd is older than our promise",
+        but(CALM, data=Data(state=DataState.READY, system_id="7", promised=51)),
+        "b",
+        Decision(rule="store_went_back"),
+    ),
+    (
+        "another system's data",
+        but(CALM, data=Data(state=DataState.READY, system_id="8")),
+        "b",
+        Decision(rule="foreign_data"),
+    ),
+    ("a replica follows", CALM, "b", Decision(rule="following")),
+    ("a leader leads", LEADING, "a", Decision(rule="leading")),
+    (
+        "primary of an older epoch",
+        but(LEADING, leader=leader("b", 5)),
+        "a",
+        Decision(rule="old_primary", action=Action.DEMOTE, epoch=5),
+    ),
+    (
+        "primary that did not win in this process",
+        but(LEADING, won_epoch=0),
+        "a",
+        Decision(rule="old_primary", action=Action.DEMOTE, epoch=4),
+    ),
+    (
+        "restarted holder",
+        but(CALM, status=Status()),
+        "a",
+        Decision(rule="dead_term", action=Action.RELEASE, revision=50),
+    ),
+    (
+        "holder whose Postgres died",
+        but(LEADING, status=Status()),
+        "a",
+        Decision(rule="dead_term", action=Action.RELEASE, revision=50),
+    ),
+    (
+        "empty member copies",
+        EMPTY,
+        "b",
+        Decision(rule="copy_leader", action=Action.COPY, address=leader().address, epoch=4),
+    ),
+    ("but not from one whose lease ran out", but(EMPTY, lease_seen_s=OLD), "b", Decision(rule="copy_wait")),
+    ("nor from one not promoted", but(EMPTY, history=HISTORY[:1]), "b", Decision(rule="copy_wait")),
+    (
+        "damaged member copies",
+        but(EMPTY, data=Data(state=DataState.DAMAGED)),
+        "b",
+        Decision(rule="copy_leader", action=Action.COPY, address=leader().address, epoch=4),
+    ),
+    (
+        "damaged member never votes",
+        but(ROUND, data=Data(state=DataState.DAMAGED)),
+        "b",
+        Decision(rule="copy_wait"),
+    ),
+    ("down", but(CALM, status=Status()), "b", Decision(rule="start", action=Action.START)),
+    ("starting", but(CALM, status=Status(running=True)), "b", Decision(rule="starting")),
+    (
+        "winner promotes",
+        but(LEADING, status=FENCED),
+        "a",
+        Decision(rule="promote", action=Action.PROMOTE, epoch=4),
+    ),
+    (
+        "promoted, but its lineage is not recorded",
+        but(LEADING, history=HISTORY[:1]),
+        "a",
+        Decision(rule="promote", action=Action.PROMOTE, epoch=4),
+    ),
+    (
+        "a quorum is complete",
+        but(LEADING, leader=leader(serving=False)),
+        "a",
+        Decision(rule="serve", action=Action.SERVE, epoch=4),
+    ),
+    (
+        "no quorum is complete",
+        but(LEADING, leader=leader(serving=False), complete_lsn=96),
+        "a",
+        Decision(rule="await_quorum"),
+    ),
+    (
+        "completeness is not known",
+        but(LEADING, leader=leader(serving=False), complete_lsn=0),
+        "a",
+        Decision(rule="await_quorum"),
+    ),
+    (
+        "switchover",
+        but(LEADING, switchover=Switchover(target="c")),
+        "a",
+        Decision(rule="switchover", action=Action.STEP_DOWN, target="c"),
+    ),
+    (
+        "switchover to nobody",
+        but(LEADING, switchover=Switchover(target="z")),
+        "a",
+        Decision(rule="switchover_impossible", action=Action.REFUSE_SWITCHOVER),
+    ),
+    (
+        "follow",
+        but(CALM, status=FENCED),
+        "b",
+        Decision(rule="follow", action=Action.FOLLOW, address=leader().address, epoch=4),
+    ),
+    (
+        "follow from an ancestor, before the fork",
+        but(CALM, status=msgspec.structs.replace(FENCED, timeline=2, replayed_lsn=80)),
+        "b",
+        Decision(rule="follow", action=Action.FOLLOW, address=leader().address, epoch=4),
+    ),
+    (
+        "past the fork",
+        but(CALM, status=msgspec.structs.replace(FENCED, timeline=2, replayed_lsn=81)),
+        "b",
+        Decision(rule="diverged", action=Action.REWIND, address=leader().address, epoch=4),
+    ),
+    (
+        "a timeline that is no ancestor",
+        but(CALM, status=msgspec.structs.replace(FENCED, timeline=3, replayed_lsn=5)),
+        "b",
+        Decision(rule="diverged", action=Action.REWIND, address=leader().address, epoch=4),
+    ),
+    (
+        "not replayed yet",
+        but(CALM, status=msgspec.structs.replace(FENCED, timeline=2, idle=False)),
+        "b",
+        Decision(rule="replaying"),
+    ),
+    (
+        "cannot stream for long",
+        but(CALM, unlatched_s=NOW - LATCH_S),
+        "b",
+        Decision(rule="cannot_stream", action=Action.REWIND, address=leader().address, epoch=4),
+    ),
+    (
+        "leader not promoted",
+        but(CALM, status=FENCED, history=HISTORY[:1]),
+        "b",
+        Decision(rule="await_promotion"),
+    ),
+    (
+        "lease ran out",
+        but(CALM, lease_seen_s=OLD),
+        "b",
+        Decision(rule="vote", action=Action.VOTE, revision=50),
+    ),
+    (
+        "lease given back",
+        but(CALM, lease=Lease(epoch=4, node="a", released=True)),
+        "b",
+        Decision(rule="vote", action=Action.VOTE, revision=50),
+    ),
+    (
+        "promised, restarted: stays closed although the lease looks fresh",
+        but(CALM, data=PROMISED, status=FENCED),
+        "b",
+        Decision(rule="vote", action=Action.VOTE, revision=50),
+    ),
+    (
+        "voted, lost the promise with its disk: follows nobody",
+        but(CALM, status=FENCED, votes=(vote("b"),)),
+        "b",
+        Decision(rule="await_votes"),
+    ),
+    (
+        "renewed: the round is void",
+        but(CALM, status=FENCED, votes=()),
+        "b",
+        Decision(rule="follow", action=Action.FOLLOW, address=leader().address, epoch=4),
+    ),
+    ("one vote is not enough", but(ROUND, votes=(vote("b"),)), "b", Decision(rule="await_votes")),
+    (
+        "best of two",
+        but(ROUND, votes=(vote("b", lsn=101), vote("c"))),
+        "b",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    ("second of two", but(ROUND, votes=(vote("b", lsn=101), vote("c"))), "c", Decision(rule="await_votes")),
+    (
+        "of equals the first",
+        but(ROUND, votes=(vote("b"), vote("c"))),
+        "b",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    ("of equals the second yields", but(ROUND, votes=(vote("b"), vote("c"))), "c", Decision(rule="yield")),
+    (
+        "but not for ever",
+        but(ROUND, votes=(vote("b"), vote("c")), lease_seen_s=LONG_AGO),
+        "c",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    (
+        "a longer log of an older epoch loses",
+        but(ROUND, votes=(vote("b", epoch=2, lsn=900), vote("c"))),
+        "c",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    (
+        "the best is silent, two others agree without it",
+        but(ROUND, votes=(vote("a", lsn=300), vote("b"), vote("c")), lease_seen_s=LONG_AGO),
+        "b",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    (
+        "the target of a switchover goes first",
+        but(
+            ROUND,
+            lease=Lease(epoch=4, node="a", released=True, target="c"),
+            lease_seen_s=NOW,
+            votes=(vote("b"), vote("c")),
+        ),
+        "c",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    (
+        "the others give it time to vote",
+        but(
+            ROUND,
+            lease=Lease(epoch=4, node="a", released=True, target="c"),
+            lease_seen_s=NOW,
+            votes=(vote("a"), vote("b")),
+        ),
+        "a",
+        Decision(rule="yield"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("view", "me", "expected"), [e[1:] for e in EXAMPLES], ids=[e[0] for e in EXAMPLES])
+def test_examples(view: View, me: str, expected: Decision) -> None:
+    decision = decide(view, me, NOW)
+    assert msgspec.structs.replace(decision, detail="") == expected
+
+
+def test_every_rule_has_an_example() -> None:
+    for rule in RULES:
+        assert any(rule(view, me, NOW) is not None for _, view, me, _ in EXAMPLES), rule.__name__
+
+
+@pytest.mark.parametrize("members", range(2, 10))
+def test_every_ack_quorum_meets_every_vote_quorum(members: int) -> None:
+    others = members - 1
+    assert acks_needed(members) + votes_needed(members) > others  # without the old primary's vote
+    assert 1 + acks_needed(members) + votes_needed(members) > members  # with it
+    assert acks_needed(members) <= others
+
+
+lsns = st.integers(0, 3)
+statuses = st.builds(
+    Status,
+    running=st.booleans(),
+    ready=st.booleans(),
+    in_recovery=st.booleans(),
+    timeline=st.integers(1, 5),
+    flushed_lsn=lsns,
+    replayed_lsn=lsns,
+    idle=st.booleans(),
+    upstream=st.sampled_from(["", "x:1", leader().address]),
+    streaming=st.booleans(),
+)
+views = st.builds(
+    View,
+    voters=st.just(NODES),
+    bootstrap=st.sampled_from([None, Bootstrap(node="a")]),
+    leader=st.none() | st.builds(leader, st.sampled_from(NODES), st.integers(2, 5), serving=st.booleans()),
+    lease=st.none()
+    | st.builds(Lease, epoch=st.integers(2, 5), node=st.sampled_from(NODES), released=st.booleans()),
+    lease_revision=st.integers(49, 50),
+    lease_seen_s=st.sampled_from([NOW, OLD, LONG_AGO]),
+    votes=st.lists(
+        st.builds(vote, st.sampled_from(NODES), st.integers(2, 4), lsns), unique_by=lambda v: v.node
+    ).map(tuple),
+    history=st.sampled_from([(), HISTORY[:1], HISTORY]),
+    switchover=st.sampled_from([None, Switchover(), Switchover(target="b")]),
+    data=st.builds(
+        Data, state=st.sampled_from(DataState), system_id=st.just("7"), promised=st.integers(48, 51)
+    ),
+    status=statuses,
+    replicas=st.sampled_from([(), LEADING.replicas]),
+    won_epoch=st.sampled_from([0, 2, 3, 4, 5]),
+    complete_lsn=st.sampled_from([0, 90, 96]),
+    unlatched_s=st.sampled_from([0.0, NOW - 1, NOW - LATCH_S]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(view=views, me=st.sampled_from(NODES))
+def test_what_holds_for_every_view(view: View, me: str) -> None:
+    decision = decide(view, me, NOW)
+    assert decision.rule != "no_rule"
+    mine = [v for v in view.votes if v.node == me]
+    if decision.action is Action.TAKE_OVER and view.leader is not None:
+        assert mine
+        assert may_win(view.votes, mine[0], 3)
+        assert decision.revision == view.lease_revision
+        assert decision.epoch == view.leader.epoch + 1
+    if decision.action in (Action.FOLLOW, Action.REWIND):
+        assert view.data.promised < view.lease_revision
+        assert not mine
+    if decision.action in (Action.PROMOTE, Action.SERVE, Action.STEP_DOWN) or decision.rule == "leading":
+        assert view.leader is not None
+        assert (view.leader.node, view.leader.epoch) == (me, view.won_epoch)
+    if view.status.primary() and view.won_epoch == 0:
+        assert decision.action is Action.DEMOTE or decision.rule in (
+            "lost_store",
+            "store_went_back",
+            "foreign_data",
+        )
+    if decision.action in (Action.VOTE, Action.TAKE_OVER):
+        assert view.data.state is DataState.READY
+    if decision.action is Action.COPY:
+        assert view.data.state is not DataState.READY
