@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml uv.lock scripts/setup.sh
 	touch $@
 
 demo: $(STAMP)  ## three regions on this machine; the primary's region dies; watch (KEEP=1 leaves it up)
-	$(PY) -m examples.demo $(if $(KEEP),--keep)
+	$(PY) -m examples.demo $(if $(KEEP),--keep) $(if $(ETCD_LEADER),--etcd-leader)
 
 lint: $(STAMP)  ## ruff, pyright strict, layers, proto
 	.venv/bin/ruff check .

@@ -1,6 +1,8 @@
 """What a person (or, with --json, a program) sees: tables, JSON, errors, progress.
 
-Results go to standard output, everything else to standard error, so that pipes work.
+Results go to standard output, everything else to standard error, so that pipes work. What is
+said is plain text: rich's markup stays in this file, so that nothing of an app's output or
+fly.toml is taken for it.
 """
 
 from __future__ import annotations
@@ -19,40 +21,61 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flyd.errors import FlydError, Unplaceable
 
-out = Console(soft_wrap=True)
+PIPE_WIDTH = 240  # a table that goes to a pipe is not folded at 80 columns
+
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
+
+
+_json = False
+
+
+def choose_json(context: click.Context, _: click.Parameter, chosen: bool) -> bool:
+    """The callback of every --json option: from here on results and errors are JSON.
+
+    Kept here and not looked up in click's context, which is gone when an error is reported.
+    """
+    global _json
+    if context.parent is None:
+        _json = chosen  # a new command line (tests run many)
+    _json = _json or chosen
+    return _json
 
 
 def wants_json() -> bool:
     """Whether --json was given anywhere on the command line."""
-    context = click.get_current_context(silent=True)
-    while context is not None:
-        if context.params.get("json_output"):
-            return True
-        context = context.parent
-    return False
+    return _json
 
 
 def emit(value: Message | Sequence[Message] | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Print a result as JSON, field names as in the API (snake_case)."""
-    click.echo(json.dumps(_plain(value), indent=2))
+    click.echo(json.dumps(plain(value), indent=2))
 
 
-def _plain(value: Any) -> Any:
+def emit_line(value: Message) -> None:
+    """Print one of many results as they come, each as one line of JSON."""
+    click.echo(json.dumps(plain(value)))
+
+
+def plain(value: Any) -> Any:
+    """A result as what JSON has: messages with all their fields, those with defaults too."""
     if isinstance(value, Message):
         return MessageToDict(
             value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
     if isinstance(value, Mapping):
-        return dict(cast(Mapping[str, Any], value))
-    return [_plain(item) for item in value]
+        return {key: plain(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in cast(Sequence[Any], value)]
+    return value
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """An aligned table; `empty` is said instead when there are no rows."""
+    """An aligned table; `empty` is said instead when there are no rows. Cells: plain, or rich's Text."""
     if not rows:
         err.print(f"[dim]{escape(empty)}[/dim]")
         return
@@ -60,18 +83,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
     for column in columns:
         grid.add_column(column, overflow="fold", no_wrap=not out.is_terminal)
     for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     out.print(grid)
 
 
-def state(word: str) -> str:
+def state(word: str) -> Text:
     """A state with its colour."""
     colours = {
         "started": "green", "up": "green", "passing": "green", "complete": "green", "ok": "green",
         "primary": "green", "replica": "cyan", "stopped": "yellow", "warning": "yellow", "running": "cyan",
         "failed": "red", "lost": "red", "critical": "red", "unreachable": "red",
     }  # fmt: skip
-    return f"[{colours[word]}]{word}[/]" if word in colours else escape(word)
+    return Text(word, style=colours.get(word, ""))
 
 
 def ago(at_s: float) -> str:
@@ -93,12 +116,19 @@ def clock_time(at_s: float) -> str:
 def say(text: str) -> None:
     """A line for the person, on standard error; nothing with --json."""
     if not wants_json():
-        err.print(text)
+        err.print(escape(text))
+
+
+def note(text: str) -> None:
+    """A line that may be overlooked, as `say`."""
+    if not wants_json():
+        err.print(f"[dim]{escape(text)}[/dim]")
 
 
 def done(text: str) -> None:
     """A finished step."""
-    say(f"[green]✓[/green] {text}")
+    if not wants_json():
+        err.print(f"[green]✓[/green] {escape(text)}")
 
 
 def warn(text: str) -> None:
@@ -108,8 +138,8 @@ def warn(text: str) -> None:
 
 @contextmanager
 def waiting(text: str) -> Generator[Any]:
-    """A spinner while something takes its time; `.update(text)` changes it."""
-    with err.status(text) as spinner:
+    """A spinner while something takes its time; `.update(Text)` changes it."""
+    with err.status(escape(text)) as spinner:
         yield spinner
 
 
@@ -126,6 +156,7 @@ def report(error: FlydError) -> None:
     err.print(f"[bold red]Error:[/] {escape(error.message)}")
     if isinstance(error, Unplaceable):
         for host, reason in sorted(error.reasons.items()):
-            err.print(f"  {escape(host)}: {escape(reason)}")
+            if reason not in error.message:
+                err.print(f"  {escape(host)}: {escape(reason)}")
     if error.hint:
         err.print(f"[dim]{escape(error.hint)}[/dim]")
