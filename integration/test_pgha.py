@@ -12,7 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgha.processes import kill_all, server_pids
+from pgha.model import MARGIN_S, TTL_S
+from pgha.process_table import server_pids
+from pgha.processes import kill_all
 from pgha.requests import request_switchover
 from tests.support.pgha import PgCluster, Writer, connect, run_pgha, writing
 
@@ -57,11 +59,22 @@ async def test_a_primary_is_lost_in_every_way() -> None:
         assert first.epoch == 2
         await lose_the_node(cluster)
         await freeze_the_node(cluster)
+        await freeze_the_agent(cluster)
         await lose_the_agent(cluster)
         await lose_postgres(cluster)
         await ask_for_a_switchover(cluster)
         await stop_the_agent(cluster)
         await lose_a_volume(cluster)
+
+
+async def test_the_primary_is_lost_together_with_etcds_leader() -> None:
+    async with run_pgha(etcd_members=3) as cluster:
+
+        async def lose_a_region(name: str) -> None:
+            etcd_leader = await cluster.etcd.leader()
+            await asyncio.gather(etcd_leader.kill(), cluster.node(name).kill())
+
+        await fail_over(cluster, "node and etcd's leader", lose_a_region, limit_s=6.0)
 
 
 async def lose_the_node(cluster: PgCluster) -> None:
@@ -72,7 +85,7 @@ async def lose_the_node(cluster: PgCluster) -> None:
         for pid in server_pids(cluster.node(name).directory / "pgdata"):
             if b"walsender" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGSTOP)
-        insert = asyncio.ensure_future(session.execute("INSERT INTO acks VALUES (-2)"))  # noqa: TID251
+        insert = asyncio.ensure_future(session.execute("INSERT INTO acks VALUES (-2)"))
         assert not (await asyncio.wait({insert}, timeout=0.3))[0]
         await cluster.node(name).kill()
         with pytest.raises(psycopg.OperationalError):
@@ -109,6 +122,24 @@ async def freeze_the_node(cluster: PgCluster) -> None:
     await cluster.wait_whole()
 
 
+async def freeze_the_agent(cluster: PgCluster) -> None:
+    alive_s: list[float] = []
+
+    async def freeze(name: str) -> None:
+        node, began_s = cluster.node(name), time.monotonic()
+        node.signal_agent(signal.SIGSTOP)
+        async with asyncio.timeout(5.0):
+            while server_pids(node.directory / "pgdata"):
+                await asyncio.sleep(0.005)
+        alive_s.append(time.monotonic() - began_s)
+
+    old, _ = await fail_over(cluster, "only the agent frozen", freeze)
+    print(f"its Postgres lived {alive_s[0]:.2f} s longer")
+    assert alive_s[0] < TTL_S - MARGIN_S + 0.25
+    cluster.node(old).signal_agent(signal.SIGCONT)
+    await cluster.wait_whole()
+
+
 async def lose_the_agent(cluster: PgCluster) -> None:
     old, _ = await fail_over(cluster, "kill -9 of the agent", lambda n: cluster.node(n).kill_agent())
     assert cluster.node(old).pids() == []
@@ -137,7 +168,7 @@ async def ask_for_a_switchover(cluster: PgCluster) -> None:
     target = sorted(n.name for n in cluster.nodes if n.name != leader.node)[1]
 
     async def ask(_: str) -> None:
-        await request_switchover(cluster.kv, cluster.name, target, time.time())  # noqa: TID251
+        await request_switchover(cluster.kv, cluster.name, target, time.time())
 
     await fail_over(cluster, "planned switchover", ask)
     assert (await cluster.wait_whole()).node == target

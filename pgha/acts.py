@@ -202,17 +202,20 @@ class Acts:
     async def lost(self, reason: str) -> None:
         """The lease cannot be held: Postgres dies now. Called by the term's own loop."""
         await self._postgres.kill()
+        self._term.buried()
         self._journal.record("postgres.demoted", f"killed Postgres: {reason}")
         self._records.poke()
 
     async def _demote(self, view: View, decision: Decision) -> None:
         self._term.end()
         await self._postgres.kill()
+        self._term.buried()
         self._record("demoted", "killed Postgres: its epoch is over", decision.epoch)
 
     async def _release(self, view: View, decision: Decision) -> None:
         self._term.end()
         await self._postgres.kill()
+        self._term.buried()
         if await self._term.release(target=""):
             epoch = 0 if view.lease is None else view.lease.epoch
             self._record("demoted", "Postgres is down here: gave the lease back", epoch)
@@ -228,6 +231,7 @@ class Acts:
         self._record("switchover", f"handing over to {target or 'the best replica'}", epoch)
         await self._postgres.stop(timeout_s)
         self._term.end()
+        self._term.buried()
         await self._term.release(target)
         self._record("demoted", "stopped and gave the lease back", epoch)
 

@@ -22,7 +22,7 @@ from pgha.decide import decide, lease_alive, own_term
 from pgha.journal import Journal
 from pgha.model import TTL_S, Action, AgentConfig, Decision, Status, View
 from pgha.observe import ClusterRecords
-from pgha.ports import Postgres
+from pgha.ports import Killer, NoKiller, Postgres
 from pgha.term import Term
 
 log = structlog.get_logger(__name__)
@@ -39,13 +39,15 @@ ROLES = {Action.REWIND: "rewinding", Action.COPY: "copying", Action.INITIALISE: 
 class Agent:
     """The supervisor of one member's Postgres."""
 
-    def __init__(self, config: AgentConfig, kv: KV, postgres: Postgres, clock: Clock) -> None:
+    def __init__(
+        self, config: AgentConfig, kv: KV, postgres: Postgres, clock: Clock, killer: Killer | None = None
+    ) -> None:
         self._config = config
         self._kv = kv
         self._postgres = postgres
         self._clock = clock
         self._records = ClusterRecords(config.cluster, kv, clock)
-        self._term = Term(config.cluster, config.node, kv, clock)
+        self._term = Term(config.cluster, config.node, kv, clock, killer or NoKiller())
         self._journal = Journal(config.cluster, config.node, kv, clock)
         self._acts = Acts(config, kv, postgres, clock, self._records, self._term, self._journal)
         self._unlatched_s = 0.0

@@ -225,7 +225,8 @@ def follow(view: View, me: str, now: float) -> Decision | None:
         return Decision(rule="ahead_of_history", detail=detail)
     if not promoted(view):
         return Decision(rule="await_promotion", detail=f"{leader.node} is not out of recovery yet")
-    latched = view.unlatched_s == 0 or now - view.unlatched_s < LATCH_S
+    # Its copy of what was acknowledged is not given up before a quorum elsewhere has had all of it.
+    latched = view.unlatched_s == 0 or now - view.unlatched_s < LATCH_S or not leader.serving
     if view.status.upstream == leader.address and latched:
         return Decision(rule="following")
     if not view.status.idle:

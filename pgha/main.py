@@ -24,8 +24,10 @@ from flyd.store.etcd import EtcdKV
 from flyd.store.system import SystemClock
 from pgha.agent import Agent
 from pgha.binaries import find_binaries
+from pgha.killer import KillerProcess
 from pgha.model import AgentConfig
-from pgha.postgres import PostgresConfig, RealPostgres
+from pgha.pgconf import PostgresConfig
+from pgha.postgres import RealPostgres
 from pgha.processes import unprivileged
 
 DEFAULT_PORT = 5432
@@ -77,13 +79,16 @@ def run() -> None:
 async def _run(env: Mapping[str, str]) -> None:
     config = _agent_config(env)
     kv = EtcdKV([e.strip() for e in _needed(env, "PGHA_ETCD").split(",") if e.strip()])
-    agent = Agent(config, kv, RealPostgres(_postgres_config(env, config)), SystemClock())
+    postgres = RealPostgres(_postgres_config(env, config))
+    killer = KillerProcess(postgres.data_dir)
+    agent = Agent(config, kv, postgres, SystemClock(), killer)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.retire)
     try:
         await agent.run()
     finally:
+        killer.close()
         await kv.close()
 
 

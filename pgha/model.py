@@ -19,7 +19,7 @@ RENEW_S = 0.4  # the holder rewrites the lease this often
 TTL_S = 2.0  # a candidate that has seen the lease unchanged for this long opens a round
 MARGIN_S = 0.5  # the holder is dead this much earlier, counted from before it sent its last renewal
 YIELD_S = 1.0  # how long a voter leaves the first move to the preferred one
-LATCH_S = 10.0  # a follower that cannot stream from a serving leader for this long copies it afresh
+LATCH_S = 30.0  # a follower that cannot stream from a serving leader for this long copies it afresh
 
 # --------------------------------------------------------------------------- stored in etcd
 

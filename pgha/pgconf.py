@@ -7,6 +7,7 @@ Called by pgha/postgres.py.
 
 from __future__ import annotations
 
+from flyd.model import Value
 from pgha.decide import acks_needed
 
 REPLICATION_USER = "pgha_replication"
@@ -54,6 +55,20 @@ local all all trust
 host replication {REPLICATION_USER} all scram-sha-256
 host all all all scram-sha-256
 """
+
+
+class PostgresConfig(Value, frozen=True, kw_only=True):
+    """What the adapter is given once."""
+
+    node: str
+    members: tuple[str, ...]
+    host: str
+    port: int
+    directory: str  # the member's own, on its volume
+    bin_dir: str
+    socket_dir: str  # private and short: a socket's path has at most 107 bytes
+    superuser_password: str
+    replication_password: str
 
 
 def quoted(text: str) -> str:

@@ -95,3 +95,18 @@ class Postgres(Protocol):
     async def copy(self, address: str) -> None:
         """Replace our data by a copy of that primary's. Postgres is down on return; DAMAGED until done."""
         ...
+
+
+class Killer(Protocol):
+    """What ends Postgres at the lease's deadline whatever the agent does (pgha/killer.py)."""
+
+    def arm(self, deadline_s: float) -> None:
+        """Postgres is to be dead at `deadline_s` of the monotonic clock, unless armed anew; 0: disarmed."""
+        ...
+
+
+class NoKiller:
+    """For worlds where an agent cannot freeze by itself (the simulator)."""
+
+    def arm(self, deadline_s: float) -> None:
+        """Nothing."""

@@ -23,10 +23,11 @@ import signal
 from pathlib import Path
 
 from flyd.errors import InvariantBroken, Refused, Unavailable
-from flyd.model import Value
 from pgha import pgconf, wal
 from pgha.model import Data, DataState, Position, Replica, Status
-from pgha.processes import bound_command, give_tree, kill_all, run_tool, send, unprivileged, walreceivers
+from pgha.pgconf import PostgresConfig
+from pgha.process_table import send, walreceivers
+from pgha.processes import bound_command, give_tree, kill_all, run_tool, unprivileged
 from pgha.session import SqlSession, probe
 
 START_S = 20.0
@@ -42,20 +43,6 @@ COPY_S = 6 * 3600.0
 STOP_FOR_REWIND_S = 20.0
 POLL_S = 0.003
 START_POLL_S = 0.02
-
-
-class PostgresConfig(Value, frozen=True, kw_only=True):
-    """What the adapter is given once."""
-
-    node: str
-    members: tuple[str, ...]
-    host: str
-    port: int
-    directory: str  # the member's own, on its volume
-    bin_dir: str
-    socket_dir: str  # private and short: a socket's path has at most 107 bytes
-    superuser_password: str
-    replication_password: str
 
 
 class RealPostgres:
@@ -79,6 +66,11 @@ class RealPostgres:
             elif folder.stat().st_uid != os.geteuid():
                 raise Refused(f"{folder} belongs to another user", hint="remove it or give it to this user")
         Path(config.socket_dir).chmod(0o700)
+
+    @property
+    def data_dir(self) -> str:
+        """Where the server runs; its processes are known by it."""
+        return str(self._data)
 
     # ----------------------------------------------------------------------- disk
 

@@ -2,8 +2,7 @@
 
 Postgres refuses to run as root, so a root agent drops to `postgres` or `nobody`. Every child gets a
 parent-death signal: an agent that is SIGKILLed takes its Postgres with it. Backends call setsid, so
-neither process groups nor the postmaster's death say that all is over (T8): the processes of a
-server are found by their working directory, which Postgres sets to its data directory.
+neither process groups nor the postmaster's death say that all is over (T8): see process_table.py.
 
 Called by pgha/postgres.py. Linux only.
 """
@@ -20,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flyd.errors import InvalidInput, Unavailable
+from pgha.process_table import send, server_pids
 
 USERS = ("postgres", "nobody")
 GONE_S = 5.0  # after SIGKILL
@@ -99,33 +99,6 @@ async def run_tool(
     return process.returncode or 0, output.decode(errors="replace").strip()
 
 
-def server_pids(data_dir: Path) -> list[int]:
-    """Every process whose working directory is `data_dir`: postmaster, backends, leftovers."""
-    target = os.path.realpath(data_dir)
-    found: list[int] = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            if os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)") == target and _alive(entry):
-                found.append(int(entry))
-        except OSError:
-            continue  # it ended meanwhile, or is not ours to look at
-    return found
-
-
-def walreceivers(data_dir: Path) -> list[int]:
-    """The processes of this server that stream from a primary."""
-    found: list[int] = []
-    for pid in server_pids(data_dir):
-        try:
-            if b"walreceiver" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-        except OSError:
-            continue
-    return found
-
-
 async def kill_all(data_dir: Path) -> None:
     """SIGKILL every process of the server, until there is none."""
     loop = asyncio.get_running_loop()
@@ -138,14 +111,6 @@ async def kill_all(data_dir: Path) -> None:
         await asyncio.sleep(GONE_POLL_S)
 
 
-def send(pid: int, number: signal.Signals) -> None:
-    """Signal a process; one that is gone is no error."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
 def give_tree(path: Path, user: pwd.struct_passwd) -> None:
     """Make the directory and all in it the user's, if we are root."""
     if os.geteuid() != 0:
@@ -154,8 +119,3 @@ def give_tree(path: Path, user: pwd.struct_passwd) -> None:
     for root, folders, files in os.walk(path):
         for name in folders + files:
             os.chown(os.path.join(root, name), user.pw_uid, user.pw_gid, follow_symlinks=False)
-
-
-def _alive(pid: str) -> bool:
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state not in ("Z", "X")

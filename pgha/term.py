@@ -2,7 +2,8 @@
 
 Invariant (I7): at `sent_s + TTL_S - MARGIN_S` the holder's Postgres is dead, where `sent_s` is
 from *before* the last renewal that succeeded was sent. The loop below does nothing but renew
-and, at that moment, kill; slow work of the agent cannot delay it. It also stops renewing when
+and, at that moment, kill; slow work of the agent cannot delay it, and if the whole agent hangs
+the killer (killer.py), which gets each new deadline, does the same. It also stops renewing when
 Postgres has not been seen well for HEALTH_S, so a hanging primary does not hold the cluster.
 
 Called by pgha/agent.py. Write safety does not rest on this file (README.md): it bounds stale reads.
@@ -20,6 +21,7 @@ from flyd.model import decode, encode
 from flyd.ports import KV, Clock, Put, Unchanged
 from pgha import keys
 from pgha.model import MARGIN_S, RENEW_S, TTL_S, Lease
+from pgha.ports import Killer
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +35,12 @@ OnLost = Callable[[str], Awaitable[None]]
 class Term:
     """At most one term at a time; `epoch` is 0 while there is none."""
 
-    def __init__(self, cluster: str, node: str, kv: KV, clock: Clock) -> None:
+    def __init__(self, cluster: str, node: str, kv: KV, clock: Clock, killer: Killer) -> None:
         self._key = keys.lease(cluster)
         self._node = node
         self._kv = kv
         self._clock = clock
+        self._killer = killer
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()  # one request about the lease at a time
         self._revision = 0
@@ -60,11 +63,17 @@ class Term:
         self.epoch, self._revision, self._count = epoch, revision, 0
         self._sent_s = sent_s
         self._healthy_s = sent_s
+        self._killer.arm(self.deadline_s)
         self._wake.set()
 
     def end(self) -> None:
-        """No renewals from now on."""
+        """No renewals from now on. The killer stays armed until Postgres is known to be down."""
         self.epoch = 0
+
+    def buried(self) -> None:
+        """Postgres is down (or was never up as primary): nothing to kill."""
+        if self.epoch == 0:
+            self._killer.arm(0)
 
     def healthy(self) -> None:
         """Postgres was just seen well."""
@@ -140,4 +149,6 @@ class Term:
         if not result.succeeded:
             return False
         self._revision, self._count, self._sent_s = result.revision, lease.count, sent_s
+        if self.epoch == lease.epoch:
+            self._killer.arm(self.deadline_s)
         return True

@@ -14,8 +14,10 @@ import pytest
 from flyd.errors import Refused, Unavailable
 from pgha.binaries import find_binaries
 from pgha.model import DataState, Status
-from pgha.postgres import PostgresConfig, RealPostgres
-from pgha.processes import server_pids, unprivileged
+from pgha.pgconf import PostgresConfig
+from pgha.postgres import RealPostgres
+from pgha.process_table import server_pids
+from pgha.processes import unprivileged
 from tests.support.etcd import free_ports
 
 NODES = ("pg-1", "pg-2", "pg-3")

@@ -22,7 +22,7 @@ from flyd.model import Event, PostgresLeader, PostgresMember, decode
 from flyd.ports import KV
 from flyd.store import keys as store_keys
 from flyd.store.etcd import EtcdKV
-from pgha.processes import server_pids
+from pgha.process_table import server_pids
 from tests.support.etcd import EtcdCluster, free_ports, run_etcd
 
 PGHA = Path(sys.executable).parent / "pgha"
@@ -73,6 +73,11 @@ class Node:
         assert self._agent is not None
         self._agent.kill()
         await self._agent.wait()
+
+    def signal_agent(self, number: signal.Signals) -> None:
+        """To the agent alone."""
+        assert self._agent is not None
+        self._agent.send_signal(number)
 
     async def terminate(self) -> int:
         """Ask the agent to end; its exit code."""
