@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -23,7 +24,7 @@ from flyd.edge.envoy import Envoy
 from flyd.edge.resources import EdgeConfig
 from flyd.edge.routes import EdgeView, edge_config
 from flyd.edge.xds import AdsServer
-from flyd.model import App, AppKind, Check, Concurrency, Machine, PostgresLeader, Service
+from flyd.model import App, AppKind, Check, Concurrency, Machine, PostgresLeader, Service, encode
 from tests.support.edge import host, http_service, machine, status, tcp_service
 from tests.support.envoy import Edge, LoopClock, ads_address, free_port, running_edge, wait_until
 
@@ -217,12 +218,12 @@ async def echo() -> AsyncGenerator[int, None]:
         yield next(iter(server.sockets)).getsockname()[1]
 
 
-async def connected(here: Site) -> ClientConnection:
+async def connected(here: Site, app: str = "chat") -> ClientConnection:
     """A WebSocket through the edge, as soon as it lets one through."""
     async with asyncio.timeout(15):
         while True:
             try:
-                return await connect(f"ws://chat.localhost:{here.port}/", host="127.0.0.1", port=here.port)
+                return await connect(f"ws://{app}.localhost:{here.port}/", host="127.0.0.1", port=here.port)
             except (OSError, InvalidHandshake):
                 await asyncio.sleep(0.02)
 
@@ -303,24 +304,41 @@ async def test_the_near_region_s_death_fails_no_new_request_and_needs_no_flyd() 
         await here.wait_who("near")
 
 
-async def test_a_new_flyd_that_knows_the_same_changes_nothing_and_fails_nothing() -> None:
-    async with site() as here, backend("near") as near, backend("far") as far:
-        config = here.serve(at(near, "m1", "fra", checked), at(far, "m2", "iad", checked))
+async def flyd_process(here: Site, config: EdgeConfig) -> asyncio.subprocess.Process:
+    """Another process that publishes `config`, once Envoy has heard it."""
+    heard = (await here.edge.stats(HEARD))[HEARD]
+    file = here.edge.folder / "config.json"
+    file.write_bytes(encode(config))
+    command = (sys.executable, "-m", "tests.support.ads_process", ads_address(here.edge.folder), str(file))
+    process = await asyncio.create_subprocess_exec(*command)
+    await here.edge.wait_stat(HEARD, heard + 1)
+    return process
+
+
+async def test_killing_flyd_changes_nothing_and_neither_does_a_new_one_that_knows_the_same() -> None:
+    async with site() as here, backend("near") as near, backend("far") as far, echo() as port:
+        talk = machine("m3", "fra", http_service(port), app="talk", ip="127.0.0.1")
+        config = here.serve(
+            *(at(near, "m1", "fra", checked), at(far, "m2", "iad", checked), talk),
+            apps=(CHAT, App(name="talk")),
+        )
         await here.wait_who("near")
+        open_socket = await connected(here, "talk")
         pattern = "listener_(added|modified|removed)|cluster_(added|modified|removed)|update_rejected"
         before = await here.edge.stats(pattern)
+        await here.edge.ads.stop()
         async with here.load() as seen:
-            await here.edge.ads.stop()
-            await wait_until(lambda: len(seen) > 30, "traffic without flyd")
-            here.edge.ads = AdsServer(ads_address(here.edge.folder))
-            await here.edge.ads.start()
-            here.edge.ads.publish(config)
-            heard = (await here.edge.stats(HEARD))[HEARD]
-            await here.edge.wait_stat(HEARD, heard + 1)
-            more = len(seen) + 50
-            await wait_until(lambda: len(seen) > more, "traffic with the new flyd")
+            for _ in range(2):
+                flyd = await flyd_process(here, config)
+                assert await answers(open_socket, "with flyd")
+                flyd.kill()
+                await flyd.wait()
+                more = len(seen) + 50
+                await wait_until(lambda more=more: len(seen) > more, "traffic without flyd")
+                assert await answers(open_socket, "without flyd")
         assert set(seen) == {"near"}
         assert await here.edge.stats(pattern) == before
+        await open_socket.close()
 
 
 async def test_a_started_flyd_that_knows_nothing_yet_takes_nothing_away() -> None:
@@ -431,15 +449,19 @@ async def test_a_killed_envoy_is_started_again_with_all_that_it_served() -> None
         await here.wait_who("one")
 
 
-async def test_a_new_flyd_adopts_the_running_envoy() -> None:
+async def test_a_new_flyd_adopts_the_running_envoy_however_early_the_first_was_killed() -> None:
     async with site() as here:
-        await wait_until(lambda: here.edge.envoy.pid != 0, "Envoy")
-        pid = here.edge.envoy.pid
-        again = Envoy(here.edge.folder / "envoy", "fra-1", "fra", ads_address(here.edge.folder), LoopClock())
+        folder, address = here.edge.folder / "envoy", ads_address(here.edge.folder)
+        await wait_until((folder / "envoy.pid").exists, "Envoy's start")
+        again = Envoy(folder, "fra-1", "fra", address, LoopClock())
         keeper = asyncio.get_running_loop().create_task(again.keep())
-        await asyncio.sleep(0)
-        assert again.pid == pid
+        await wait_until(lambda: again.pid != 0, "Envoy")
+        pid = again.pid
+        assert (folder / "envoy.pid").read_text() == f"{pid}\n"
         assert os.getsid(pid) == pid  # a session of its own: no signal to flyd's reaches it
+        here.serve()
+        await here.edge.wait_stat("listener_manager.listener_create_success", 1)
+        assert again.pid == pid
         keeper.cancel()
 
 

@@ -3,9 +3,10 @@
 Owns `Envoy` and the folder it works in: `bootstrap.json` (what Envoy is started with),
 `envoy.pid` (for people and tests), `envoy.log`, `admin.address` (its admin page, on a free loopback
 port). Invariants: Envoy runs in a session of its own, so ending flyd in any way leaves it
-serving; a new flyd finds it by its command line, which names this folder, so that there is
-no moment at which flyd can be killed and then start a second one; a dead one is noticed by
-its pidfd, at once, and started again with a back-off.
+serving; Envoy inherits the lock on `envoy.lock` and so holds it exactly as long as it
+lives, so that there is no moment at which flyd can be killed and then start a second one (a
+new flyd finds the first by its command line, which names this folder); a dead one is noticed
+by its pidfd, at once, and started again with a back-off.
 
 Built and run by flyd/daemon.py. Knows nothing of what Envoy routes.
 """
@@ -13,6 +14,7 @@ Built and run by flyd/daemon.py. Knows nothing of what Envoy routes.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -34,6 +36,7 @@ RESTART_MIN_S = 0.1
 RESTART_MAX_S = 5.0
 SETTLED_S = 10.0  # an Envoy that lived this long did not fail because of how it was started
 STOP_TIMEOUT_S = 5.0
+ADOPT_RETRY_S = 0.02  # a process that is just becoming Envoy has no command line for a moment
 LOG_TAIL_BYTES = 2000
 ADS_RECONNECT_MIN = "0.050s"
 ADS_RECONNECT_MAX = "1s"
@@ -109,11 +112,7 @@ class Envoy:
         program = _program()
         back_off_s = RESTART_MIN_S
         while True:
-            pid = self.pid
-            if pid:
-                log.info("edge.envoy_adopted", pid=pid)
-            else:
-                pid = self._start(program)
+            pid = await self._adopt_or_start(program)
             began_s = self._clock.monotonic_s()
             await _wait_exit(pid)
             if self._clock.monotonic_s() - began_s > SETTLED_S:
@@ -138,8 +137,22 @@ class Envoy:
             await _wait_exit(pid)
         self._reap()
 
-    def _start(self, program: str) -> int:
+    async def _adopt_or_start(self, program: str) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            with open(self._folder / "envoy.lock", "ab") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass
+                else:
+                    return self._start(program, lock.fileno())
+            if pid := self.pid:
+                log.info("edge.envoy_adopted", pid=pid)
+                return pid
+            await asyncio.sleep(ADOPT_RETRY_S)
+
+    def _start(self, program: str, lock: int) -> int:
         self._config.write_bytes(self._bootstrap)
         command = [
             program,
@@ -153,7 +166,12 @@ class Envoy:
         ]
         with open(self._folder / "envoy.out", "ab") as out:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                pass_fds=(lock,),
             )
         (self._folder / "envoy.pid").write_text(f"{self._child.pid}\n")
         log.info("edge.envoy_started", pid=self._child.pid)
