@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from flyd.cli.connection import forget_context, save_context
+from flyd.cli.options import json_option
 from flyd.cli.output import done, emit, say, state, table, waiting
 from flyd.cluster import local
 from flyd.cluster.layout import DEFAULT_BASE, HTTP_PORT, layout
@@ -32,19 +33,19 @@ Examples:
 @click.option("--cpus", default=4, show_default=True, help="Capacity of each host.")
 @click.option("--memory", default=4096, show_default=True, help="Capacity of each host, in MB.")
 @click.option("--disk", default=50, show_default=True, help="Capacity of each host, in GB.")
-@click.option("-j", "--json", "json_output", is_flag=True, help="Print JSON.")
+@json_option
 def up(name: str, regions: str, base: int, cpus: int, memory: int, disk: int, json_output: bool) -> None:
     """Start a cluster and make it the one that `fly` talks to."""
     wanted = tuple(part.strip() for part in regions.split(",") if part.strip())
     plan = layout(name, wanted, base, Resources(cpus=cpus, memory_mb=memory, disk_gb=disk))
     made = local.LocalCluster(plan)
-    with waiting("starting") as spinner:
-        made.up(lambda text: spinner.update(f"starting {text}"))
+    with waiting("starting") as update:
+        made.up(lambda text: update(f"starting {text}"))
     save_context(plan.api)
     if json_output:
         emit({"name": name, "api": list(plan.api), "etcd": list(plan.etcd), "root": str(made.root)})
         return
-    done(f"cluster [bold]{name}[/bold] is up: {', '.join(h.region for h in plan.hosts)}")
+    done(f"cluster {name} is up: {', '.join(h.region for h in plan.hosts)}")
     for host in plan.hosts:
         say(f"  {host.name}: API {host.address}:4280, apps at http://{host.address}:{HTTP_PORT} (by Host)")
     say("Next: `fly hosts list`, or `fly launch` in an app's folder.")
@@ -63,7 +64,7 @@ def down(name: str) -> None:
 
 @cluster.command()
 @name_option
-@click.option("-j", "--json", "json_output", is_flag=True, help="Print JSON.")
+@json_option
 def status(name: str, json_output: bool) -> None:
     """What runs of a cluster."""
     found = local.LocalCluster.load(name)

@@ -38,6 +38,6 @@ def validate(ctx: click.Context, files: tuple[Path, ...], json_output: bool) -> 
         for remark in report.warnings:
             err.print(f"[yellow]warning[/yellow] {escape(appconfig.remark_text(report.filename, remark))}")
         if not report.errors:
-            done(f"{escape(report.filename)} is valid ({len(report.warnings)} warnings)")
+            done(f"{report.filename} is valid ({len(report.warnings)} warnings)")
     if any(report.errors for report in reports):
         ctx.exit(InvalidInput.exit_code)

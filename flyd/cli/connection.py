@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,14 +62,35 @@ def addresses() -> tuple[str, ...]:
             "no cluster is known here",
             hint=f"`fly cluster up` starts one on this machine; {ENV}=HOST:PORT names one elsewhere.",
         )
+    for address in found:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InvalidInput(
+                f"{address!r} is not an address of flyd",
+                hint=f"{ENV} is one or more HOST:PORT, by commas, like 127.11.0.1:4280,127.12.0.1:4280.",
+            )
     return found
+
+
+def resolved(address: str) -> str:
+    """The address with a number for the host's name, as gRPC's list of addresses needs it."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+    except (OSError, OverflowError) as error:
+        raise Unavailable(
+            f"the host of {address} can not be found: {error}",
+            hint=f"{ENV} or {context_path()} names it; `fly cluster status` shows a cluster on this machine.",
+        ) from None
+    return f"{found[0][4][0]}:{port}"
 
 
 @functools.cache
 def channel() -> grpc.Channel:
     """One channel to the first address that connects."""
     return grpc.insecure_channel(
-        "ipv4:" + ",".join(addresses()), options=(("grpc.max_reconnect_backoff_ms", 1000),)
+        "ipv4:" + ",".join(resolved(a) for a in addresses()),
+        options=(("grpc.max_reconnect_backoff_ms", 1000),),
     )
 
 
@@ -96,6 +118,8 @@ def app_name(given: str | None) -> str:
         name = tomllib.loads(Path("fly.toml").read_text()).get("app")
     except FileNotFoundError:
         name = None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"fly.toml can not be read: {error}", hint="Give --app NAME instead.") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"fly.toml: {error}", hint="`fly config validate` shows the place.") from None
     if not isinstance(name, str):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import click
-from rich.markup import escape
 
 from flyd.cli.connection import app_name, call, channel, stream
 from flyd.cli.options import app_option, json_option, split
-from flyd.cli.output import ago, done, emit, err, say, state, table, waiting, warn
+from flyd.cli.output import ago, done, emit, note, say, state, table, waiting, warn
 from flyd.deploy import appconfig
 from flyd.errors import FlydError, InvalidInput
 from flyd.machines.sources import pack
@@ -20,6 +20,7 @@ from flyd.v1 import releases_pb2, releases_pb2_grpc
 
 CHUNK_BYTES = 256 * 1024
 UPLOAD_TIMEOUT_S = 300.0
+INTERRUPTED = 130  # as the shell has it: 128 + SIGINT
 
 
 def stub() -> releases_pb2_grpc.ReleasesServiceStub:
@@ -35,11 +36,13 @@ def read_config(path: Path) -> str:
         raise InvalidInput(
             f"{path}: {error.strerror}", hint="`fly launch` writes a fly.toml for this folder."
         ) from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not text: {error}", hint="fly.toml is written in UTF-8.") from None
     config = appconfig.parse(text, str(path))
     for remark in config.warnings:
         warn(appconfig.remark_text(str(path), remark))
     if config.build:
-        say("[dim]note: [build] is ignored by the process driver, which runs the source tree itself[/dim]")
+        note("note: [build] is ignored by the process driver, which runs the source tree itself")
     return text
 
 
@@ -49,7 +52,7 @@ def upload(directory: Path) -> str:
         digest = pack(directory, packed)
         size = packed.tell()
         packed.seek(0)
-        say(f"[dim]source {digest[:12]}, {size / 1024:.0f} KB[/dim]")
+        note(f"source {digest[:12]}, {size / 1024:.0f} KB")
         return call(stub().UploadSource, _chunks(digest, packed), UPLOAD_TIMEOUT_S).image_ref
 
 
@@ -64,17 +67,15 @@ def watch(app: str, run_id: str, json_output: bool) -> None:
     last: releases_pb2.WatchDeployResponse | None = None
     request = releases_pb2.WatchDeployRequest(app_name=app, run_id=run_id)
     try:
-        with waiting("deploying") as spinner:
+        with waiting("deploying") as update:
             for told in stream(stub().WatchDeploy, request):
                 last = told
                 for line in told.lines:
-                    say(f"  {escape(line)}")
-                spinner.update(escape(told.phase))
+                    say(f"  {line}")
+                update(told.phase)
     except KeyboardInterrupt:
-        err.print(
-            f"\nThe deploy goes on without you. Watch it: [bold]fly deploy --watch {run_id} -a {app}[/bold]"
-        )
-        raise
+        warn(f"the deploy goes on without you; watch it: fly deploy --watch {run_id} -a {app}")
+        sys.exit(INTERRUPTED)
     if last is None:
         raise FlydError(f"the deploy {run_id} said nothing", hint="`fly releases` shows how it ended.")
     if last.status != "complete":
@@ -85,7 +86,7 @@ def watch(app: str, run_id: str, json_output: bool) -> None:
     if json_output:
         emit(last)
     else:
-        done(f"v{last.version} of [bold]{app}[/bold] is deployed")
+        done(f"v{last.version} of {app} is deployed")
 
 
 @click.command(
@@ -135,7 +136,11 @@ def begin(
     request = releases_pb2.DeployRequest(
         app_name=app, config=config, image_ref=image, regions=regions, description=message
     )
-    begun = call(stub().Deploy, request)
+    try:
+        begun = call(stub().Deploy, request)
+    except KeyboardInterrupt:
+        warn(f"the deploy may have begun already; see: fly releases -a {app}")
+        sys.exit(INTERRUPTED)
     if not detach:
         watch(app, begun.run_id, json_output)
     elif json_output:
@@ -156,7 +161,7 @@ def releases(app: str | None, json_output: bool) -> None:
     table(
         ["VERSION", "STATUS", "IMAGE", "DESCRIPTION", "CREATED"],
         [
-            (f"v{r.version}", state(r.status), r.image_ref[:26], escape(r.description), ago(r.created_at))
+            (f"v{r.version}", state(r.status), r.image_ref[:26], r.description, ago(r.created_at))
             for r in found
         ],
         empty="No releases yet: `fly deploy`.",

@@ -119,7 +119,7 @@ def launch(
     deploying = confirm(deploy_now, "Deploy now?", True)
 
     call(apps_verbs.stub().CreateApp, apps_pb2.CreateAppRequest(app_name=app, regions=wanted))
-    done(f"app [bold]{app}[/bold] in {', '.join(wanted)}")
+    done(f"app {app} in {', '.join(wanted)}")
     if not text:
         text = new_config(app, wanted, starter)
         path.write_text(text)
@@ -150,4 +150,4 @@ def _create_postgres(app: str, regions: list[str]) -> None:
         )
         request = postgres_pb2.AttachAppRequest(cluster_name=cluster, app_name=app)
         call(stub.AttachApp, request, postgres_verbs.CREATE_TIMEOUT_S)
-    done(f"Postgres [bold]{cluster}[/bold]: primary in {regions[0]}, attached as DATABASE_URL")
+    done(f"Postgres {cluster}: primary in {regions[0]}, attached as DATABASE_URL")

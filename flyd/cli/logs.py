@@ -7,7 +7,7 @@ import click
 from flyd.cli.connection import app_name, stream
 from flyd.cli.machine import stub
 from flyd.cli.options import app_option, json_option
-from flyd.cli.output import clock_time, emit
+from flyd.cli.output import clock_time, emit_line
 from flyd.v1 import machines_pb2
 
 
@@ -24,6 +24,6 @@ def logs(app: str | None, machine: str, no_tail: bool, lines: int, json_output: 
     )
     for line in stream(stub().StreamLogs, request):
         if json_output:
-            emit(line)
+            emit_line(line)
         else:
             click.echo(f"{clock_time(line.timestamp)} {line.region} [{line.machine_id[:8]}] {line.message}")

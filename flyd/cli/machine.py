@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 import click
+from rich.text import Text
 
 from flyd.cli.connection import app_name, call, channel, stream
 from flyd.cli.options import app_option, json_option
-from flyd.cli.output import ago, done, emit, err, state, table
+from flyd.cli.output import ago, done, emit, out, state, table
 from flyd.errors import FlydError
 from flyd.v1 import machines_pb2, machines_pb2_grpc
 
@@ -20,19 +21,19 @@ def stub() -> machines_pb2_grpc.MachinesServiceStub:
     return machines_pb2_grpc.MachinesServiceStub(channel())
 
 
-def checks_word(machine: machines_pb2.Machine) -> str:
+def checks_word(machine: machines_pb2.Machine) -> Text:
     """ "2/2 passing", or what is not."""
     if not machine.checks:
-        return "-"
+        return Text("-")
     passing = sum(1 for c in machine.checks if c.status == "passing")
     worst = "passing" if passing == len(machine.checks) else "critical"
-    return f"{passing}/{len(machine.checks)} {state(worst)}"
+    return Text.assemble(f"{passing}/{len(machine.checks)} ", state(worst))
 
 
-def state_word(machine: machines_pb2.Machine) -> str:
+def state_word(machine: machines_pb2.Machine) -> Text:
     """The state, and that its host is lost."""
     if machine.host_status != "ok":
-        return f"{state('unreachable')} (was {machine.state})"
+        return Text.assemble(state("unreachable"), f" (was {machine.state})")
     return state(machine.state)
 
 
@@ -87,7 +88,7 @@ def status(machine_id: str, app: str | None, json_output: bool) -> None:
         emit(found)
         return
     click.echo(f"{found.id}  {found.name}  {found.region}/{found.host}  {found.private_ip}")
-    err.print(f"{state_word(found)}, wanted {found.desired_state}. {found.detail}")
+    out.print(Text.assemble(state_word(found), f", wanted {found.desired_state}. {found.detail}"))
     table(
         ["CHECK", "STATUS", "OUTPUT", "SINCE"],
         [(c.name, state(c.status), c.output, ago(c.updated_at)) for c in found.checks],
@@ -148,6 +149,8 @@ def destroy(machine_id: str, app: str | None, force: bool) -> None:
 @click.pass_context
 def exec(ctx: click.Context, machine_id: str, command: tuple[str, ...]) -> None:
     """Run a command in a machine; its exit code is passed on."""
+    if command[0] == "--":  # click leaves it in where options may not follow arguments
+        command = command[1:]
     request = machines_pb2.ExecMachineRequest(machine_id=machine_id, command=list(command))
     code: int | None = None
     for part in stream(stub().ExecMachine, request):

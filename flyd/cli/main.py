@@ -6,10 +6,12 @@ Exit codes are those of flyd/errors.py; 130 after Ctrl-C.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
+from flyd.cli.options import json_option
 from flyd.errors import FlydError
 
 # verb -> (module in flyd.cli, attribute). One file a group of verbs, loaded when used.
@@ -64,13 +66,14 @@ Examples:
 \b
 Shell completion: eval "$(_FLY_COMPLETE=bash_source fly)"   (or zsh_source, fish_source)""",
 )
-@click.option("-j", "--json", "json_output", is_flag=True, help="Print results as JSON.")
+@json_option
 def fly(json_output: bool) -> None:
     """Run stateful applications on your own hosts, in several regions."""
 
 
 def main() -> None:
     """Entry point: errors become a message and an exit code, never a traceback."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say nothing that our errors don't
     try:
         result = fly.main(standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -79,6 +82,9 @@ def main() -> None:
 
         report(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

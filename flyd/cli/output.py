@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, cast
@@ -23,32 +23,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from flyd.cli.options import wants_json
 from flyd.errors import FlydError, Unplaceable
 
 PIPE_WIDTH = 240  # a table that goes to a pipe is not folded at 80 columns
 
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
-
-
-_json = False
-
-
-def choose_json(context: click.Context, _: click.Parameter, chosen: bool) -> bool:
-    """The callback of every --json option: from here on results and errors are JSON.
-
-    Kept here and not looked up in click's context, which is gone when an error is reported.
-    """
-    global _json
-    if context.parent is None:
-        _json = chosen  # a new command line (tests run many)
-    _json = _json or chosen
-    return _json
-
-
-def wants_json() -> bool:
-    """Whether --json was given anywhere on the command line."""
-    return _json
 
 
 def emit(value: Message | Sequence[Message] | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
@@ -137,10 +118,10 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def waiting(text: str) -> Generator[Any]:
-    """A spinner while something takes its time; `.update(Text)` changes it."""
+def waiting(text: str) -> Generator[Callable[[str], None]]:
+    """A spinner while something takes its time; what it yields changes its text."""
     with err.status(escape(text)) as spinner:
-        yield spinner
+        yield lambda text: spinner.update(escape(text))
 
 
 def report(error: FlydError) -> None:

@@ -9,10 +9,11 @@ import sysconfig
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from flyd.cli.connection import app_name, call, channel
 from flyd.cli.options import app_option, json_option, split
-from flyd.cli.output import done, emit, err, out, state, table, waiting
+from flyd.cli.output import done, emit, note, out, state, table, waiting
 from flyd.errors import NotFound
 from flyd.v1 import postgres_pb2, postgres_pb2_grpc
 
@@ -72,8 +73,8 @@ def status(cluster: str | None, json_output: bool) -> None:
     if json_output:
         emit(found)
         return
-    word = state("up") if found.serving else state("critical")
-    out.print(f"primary {found.primary or 'none'}  epoch {found.epoch}  endpoint {word}")
+    word = state("up" if found.serving else "critical")
+    out.print(Text.assemble(f"primary {found.primary or 'none'}  epoch {found.epoch}  endpoint ", word))
     table(
         ["MEMBER", "REGION", "ROLE", "EPOCH", "TIMELINE", "FLUSHED LSN", "STREAMING", "HOST", "DETAIL"],
         [
@@ -124,5 +125,5 @@ def connect(ctx: click.Context, cluster: str | None, psql_args: tuple[str, ...])
     psql = shutil.which("psql", path=f"{wheel}:{os.environ.get('PATH', '')}")
     if psql is None:
         raise NotFound("no psql on this machine", hint="apt-get install postgresql-client")
-    err.print("[dim]connecting to the primary through this cluster's endpoint[/dim]")
+    note("connecting to the primary through this cluster's endpoint")
     ctx.exit(subprocess.run([psql, uri, *psql_args], check=False).returncode)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from rich.markup import escape
 
 from flyd.cli import apps as apps_verbs
 from flyd.cli import machine as machine_verbs
@@ -27,9 +26,9 @@ def status(app: str | None, json_output: bool) -> None:
     found = call(apps_verbs.stub().GetApp, apps_pb2.GetAppRequest(app_name=name)).app
     machines = _machines(name)
     if json_output:
-        emit({"app": _one(found), "machines": [_one(m) for m in machines]})
+        emit({"app": found, "machines": machines})
         return
-    out.print(f"[bold]{found.name}[/bold] ({found.kind}) in {', '.join(found.regions) or 'no region yet'}")
+    out.print(f"{found.name} ({found.kind}) in {', '.join(found.regions) or 'no region yet'}")
     table(
         ["PROCESS", "ID", "RELEASE", "REGION", "STATE", "CHECKS", "RESTARTS", "STARTED"],
         [
@@ -49,12 +48,6 @@ def status(app: str | None, json_output: bool) -> None:
     )
 
 
-def _one(message: apps_pb2.App | machines_pb2.Machine) -> object:
-    from google.protobuf.json_format import MessageToDict
-
-    return MessageToDict(message, preserving_proto_field_name=True)
-
-
 @click.group()
 def checks() -> None:
     """Health checks."""
@@ -67,13 +60,12 @@ def list_checks(app: str | None, json_output: bool) -> None:
     """The newest result of each check of each machine."""
     machines = _machines(app_name(app))
     if json_output:
-        emit([{"machine": m.id, "checks": [{"name": c.name, "status": c.status, "output": c.output}
-               for c in m.checks]} for m in machines])  # fmt: skip
+        emit([{"machine": m.id, "checks": list(m.checks)} for m in machines])
         return
     table(
         ["MACHINE", "REGION", "CHECK", "STATUS", "SINCE", "OUTPUT"],
         [
-            (m.id, m.region, c.name, state(c.status), ago(c.updated_at), escape(c.output))
+            (m.id, m.region, c.name, state(c.status), ago(c.updated_at), c.output)
             for m in machines
             for c in m.checks
         ],
