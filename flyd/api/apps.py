@@ -87,6 +87,7 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
                 hint="Say so with --with-volumes, or `fly volumes list` to see them.",
             )
         machines = [i.value for i in ctx.mirror.list(f"{keys.MACHINES}{app.name}/", Machine)]
+        self._refuse_lost_hosts(app, machines)
         for machine in machines:
             await commands.set_desired(ctx.kv, app.name, machine.id, Desired.DESTROYED)
         for machine in machines:
@@ -102,6 +103,16 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
         for start in range(0, len(effects), 100):  # etcd takes at most 128 operations in a txn
             await ctx.kv.txn([], effects[start : start + 100])
         return apps_pb2.DeleteAppResponse()
+
+    def _refuse_lost_hosts(self, app: App, machines: list[Machine]) -> None:
+        """A lost host can not say that it stopped its machines: nothing may be freed behind its back."""
+        lost = [m for m in machines if not self._context.alive(m.host)]
+        if lost:
+            where = ", ".join(f"{m.id} on {m.host} ({m.region})" for m in lost)
+            raise Refused(
+                f"app {app.name!r} can not be destroyed while hosts of its machines are lost: {where}",
+                hint="Bring the host back first: only it can stop what it runs. Nothing was changed.",
+            )
 
     async def SetSecrets(
         self, request: apps_pb2.SetSecretsRequest, context: Any

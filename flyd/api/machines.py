@@ -77,8 +77,16 @@ class MachinesServicer(machines_pb2_grpc.MachinesServiceServicer):
     async def StartMachine(
         self, request: machines_pb2.StartMachineRequest, context: Any
     ) -> machines_pb2.StartMachineResponse:
-        """Want it started."""
-        previous = await self._set(request.app_name, request.machine_id, Desired.STARTED)
+        """Want it started; one that rests although it is wanted started is asked once more."""
+        ctx = self._context
+        machine = ctx.machine(request.app_name, request.machine_id)
+        status = ctx.status(machine)
+        resting = status is not None and status.state in (MachineState.STOPPED, MachineState.FAILED)
+        if resting and machine.desired is Desired.STARTED:
+            await commands.restart(ctx.kv, machine.app, machine.id)
+        else:
+            await commands.set_desired(ctx.kv, machine.app, machine.id, Desired.STARTED)
+        previous = status.state if status else MachineState.CREATED
         return machines_pb2.StartMachineResponse(previous_state=previous)
 
     async def StopMachine(

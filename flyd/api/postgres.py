@@ -125,7 +125,7 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         """Ask the primary to hand over, and wait for the next one."""
         cluster = self._cluster(request.cluster_name)
         before = await self._wait_serving(cluster.name, 0, FAILOVER_TIMEOUT_S)
-        await request_switchover(self._context.kv, cluster.name, request.target, self._context.clock)
+        await request_switchover(self._context.kv, cluster.name, request.target, self._context.clock.wall_s())
         leader = await self._wait_serving(cluster.name, before.epoch, FAILOVER_TIMEOUT_S)
         return postgres_pb2.FailoverResponse(primary=leader.node, epoch=leader.epoch)
 

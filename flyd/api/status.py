@@ -125,6 +125,9 @@ def _guard_unary(
             return await behaviour(request, context)
         except errors.FlydError as error:
             await _end(context, method, error)
+        except Exception as bug:
+            log.exception("api.bug", method=method)
+            await abort(context, _as_bug(method, bug))
 
     return guarded
 
@@ -138,6 +141,9 @@ def _guard_stream(
                 yield response
         except errors.FlydError as error:
             await _end(context, method, error)
+        except Exception as bug:
+            log.exception("api.bug", method=method)
+            await abort(context, _as_bug(method, bug))
 
     return guarded
 
@@ -146,3 +152,11 @@ async def _end(context: Context, method: str, error: errors.FlydError) -> None:
     if isinstance(error, errors.InvariantBroken):
         log.error("api.invariant_broken", method=method, error=error.message)
     await abort(context, error)
+
+
+def _as_bug(method: str, bug: Exception) -> errors.InvariantBroken:
+    """Ours, not the caller's: the traceback stays in the log, the caller hears where to look."""
+    return errors.InvariantBroken(
+        f"a bug in flyd: {method} raised {type(bug).__name__}: {bug}",
+        hint="flyd's log on that host has the traceback.",
+    )

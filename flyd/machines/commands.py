@@ -66,10 +66,14 @@ async def set_cordoned(
 
 
 async def set_secrets(kv: KV, app: str, values: Mapping[str, str]) -> tuple[str, ...]:
-    """Merge into the app's secrets; the names of all of them. Machines see them at their next start."""
+    """Merge into the app's secrets; the names of all of them. Machines see them at their next start.
+
+    An empty value removes the name.
+    """
 
     def merged(secrets: Secrets) -> Secrets:
-        return Secrets(app=app, values={**secrets.values, **values})
+        both = {**secrets.values, **values}
+        return Secrets(app=app, values={name: value for name, value in both.items() if value})
 
     changed = await _compare_and_set(kv, keys.secrets(app), Secrets, Secrets(app=app), merged, ())
     return tuple(sorted(changed.values))
