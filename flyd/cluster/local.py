@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from flyd.cluster.layout import (
     etcd_command,
     flyd_config,
 )
-from flyd.errors import Conflict, NotFound, Unavailable
+from flyd.errors import Conflict, NotFound, Refused, Unavailable
 from flyd.model import Value, decode, encode
 
 UP_TIMEOUT_S = 30.0
@@ -45,6 +46,19 @@ def home() -> Path:
         return Path("/var/lib/flyd")
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
     return Path(data) / "flyd"
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a home that Postgres, which does not run as root, could not get to."""
+    if os.geteuid() != 0:
+        return
+    path = path.absolute()
+    for folder in (*reversed(path.parents), path):
+        if folder.exists() and not folder.stat().st_mode & stat.S_IXOTH:
+            raise Refused(
+                f"{folder} lets no other user pass, but Postgres runs as one and has its data below {path}",
+                hint=f"chmod o+x {folder}, or FLYD_HOME=/another/folder.",
+            )
 
 
 def names() -> list[str]:
@@ -91,6 +105,7 @@ class LocalCluster:
                 f"the local cluster {self.plan.name!r} exists already",
                 hint="`fly cluster status` shows it, `fly cluster down` removes it.",
             )
+        check_readable(home())
         for host in self.plan.hosts:
             self._check_ports(host)
         self.root.mkdir(parents=True)
