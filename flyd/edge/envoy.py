@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -125,8 +126,9 @@ class Envoy:
 
     async def stop(self) -> None:
         """End Envoy: for taking the host down, never for ending flyd. Cancel `keep` first."""
-        pid = self.pid
-        if not pid:
+        pid = await self._lock_or_pid()
+        if not isinstance(pid, int):
+            pid.close()
             return
         os.kill(pid, signal.SIGTERM)
         try:
@@ -138,17 +140,24 @@ class Envoy:
         self._reap()
 
     async def _adopt_or_start(self, program: str) -> int:
+        found = await self._lock_or_pid()
+        if isinstance(found, int):
+            log.info("edge.envoy_adopted", pid=found)
+            return found
+        with found:
+            return self._start(program, found.fileno())
+
+    async def _lock_or_pid(self) -> BinaryIO | int:
+        """The process id of the Envoy that lives, else the lock that the next one is to inherit."""
         self._folder.mkdir(parents=True, exist_ok=True)
         while True:
-            with open(self._folder / "envoy.lock", "ab") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    pass
-                else:
-                    return self._start(program, lock.fileno())
+            lock = open(self._folder / "envoy.lock", "ab")  # noqa: SIM115 - the caller's to close
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                lock.close()
             if pid := self.pid:
-                log.info("edge.envoy_adopted", pid=pid)
                 return pid
             await asyncio.sleep(ADOPT_RETRY_S)
 
