@@ -38,6 +38,9 @@ LAST_LINES_TIMEOUT_S = 5.0
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 5.0
 
+PLACE_AGAIN_S = 1.0
+"""Between two attempts to place a machine for which there is no room yet."""
+
 SHORTEST_LOOK_S = 0.01
 """Between two looks at an unchanged world, so that a rounded deadline does not spin."""
 
@@ -110,7 +113,8 @@ class Deployer:
             await self._record(_ended(lost, RunState.FAILED), None, guards)
             return RETRY_MAX_S
         release = found.value
-        move = rollout.next_step(run, release, self._world(held.key, run))
+        world = self._world(held.key, run)
+        move = rollout.next_step(run, release, world)
         match move:
             case rollout.Wait():
                 return max(move.look_again_s, SHORTEST_LOOK_S)
@@ -126,7 +130,9 @@ class Deployer:
                 line = f"release {run.version}: {count} machines in {', '.join(run.regions)}"
                 await self._record(self._with_lines(planned, line), release, guards)
             case _:
-                outcome = await self._act(run, move, guards)
+                outcome = await self._act(run, move, world.waited_s, guards)
+                if isinstance(outcome, rollout.Wait):
+                    return outcome.look_again_s
                 if isinstance(outcome, rollout.Undo):
                     changed = await self._undoing(run, outcome)
                 else:
@@ -135,9 +141,9 @@ class Deployer:
         return RETRY_MAX_S
 
     async def _act(
-        self, run: DeployRun, move: rollout.Move, guards: tuple[Unchanged, ...]
-    ) -> str | rollout.Undo:
-        """Have the move's effect, or find it there; a line worth keeping, or why to walk back."""
+        self, run: DeployRun, move: rollout.Move, waited_s: float, guards: tuple[Unchanged, ...]
+    ) -> str | rollout.Undo | rollout.Wait:
+        """Have the move's effect, or find it there; a line worth keeping, or what to do instead."""
         try:
             match move:
                 case rollout.Place(order=order):
@@ -162,6 +168,8 @@ class Deployer:
                 case _:
                     raise InvariantBroken(f"run {run.id} of app {run.app}: no effect for {move!r}")
         except Unplaceable as error:
+            if isinstance(move, rollout.Place) and waited_s < move.patience_s:
+                return rollout.Wait(look_again_s=PLACE_AGAIN_S)
             if run.phase is Phase.UNDOING:
                 return f"the old machine can not be brought back: {error.message}"
             return rollout.Undo(error=error.message)

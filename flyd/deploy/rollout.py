@@ -31,7 +31,10 @@ GONE_MARGIN_S = 30.0
 """Past a machine's own stop timeout, until a host that has not stopped it is not waited for."""
 
 HOST_LOST_WAIT_S = 30.0
-"""How long a new machine's lost host has to come back (an upgrade of flyd takes less)."""
+"""How long a lost host that a step needs has to come back (an upgrade of flyd takes less)."""
+
+RESTORE_HOST_WAIT_S = 300.0
+"""The same on the way back, where giving up leaves the app without the machine it had."""
 
 RESTORE_WAIT_S = 60.0
 """How long a machine that was brought back has to become healthy."""
@@ -53,9 +56,10 @@ class Plan(Value, frozen=True, kw_only=True):
 
 
 class Place(Value, frozen=True, kw_only=True):
-    """Place this machine; then the step is done."""
+    """Place this machine; then the step is done. No room: try again until the step is `patience_s` old."""
 
     order: Order
+    patience_s: float = 0.0
 
 
 class Cordon(Value, frozen=True, kw_only=True):
@@ -166,7 +170,8 @@ def _place_new(scene: Scene) -> Move:
         held = {mount.name: mount.volume for mount in slot.old.config.mounts}
         mounts = tuple(msgspec.structs.replace(m, volume=held.get(m.name, "")) for m in config.mounts)
         config = msgspec.structs.replace(config, mounts=mounts)
-    return Place(order=_order(scene, config, plan.new_machine_id(scene.run, slot)))
+    order = _order(scene, config, plan.new_machine_id(scene.run, slot))
+    return Place(order=order, patience_s=HOST_LOST_WAIT_S if slot.old_first else 0.0)
 
 
 def _await_new(scene: Scene) -> Move:
@@ -212,7 +217,7 @@ def _destroy_old(scene: Scene) -> Move:
 
 def _await_old_gone(scene: Scene) -> Move:
     old = _old(scene)
-    outcome = _await_gone(scene.world, old)
+    outcome = _await_gone(scene.world, old, HOST_LOST_WAIT_S if scene.slot.old_first else 0.0)
     if isinstance(outcome, str):
         if scene.slot.old_first:
             return Undo(error=f"the old machine {old.id} still holds its volume: {outcome}")
@@ -231,7 +236,7 @@ def _await_new_gone(scene: Scene) -> Move:
     machine = scene.world.machines.get(plan.new_machine_id(scene.run, scene.slot))
     if machine is None:
         return Advance()
-    outcome = _await_gone(scene.world, machine)
+    outcome = _await_gone(scene.world, machine, RESTORE_HOST_WAIT_S if scene.slot.old_first else 0.0)
     if isinstance(outcome, str):
         return Advance(
             note=f"{scene.slot.key}: not waiting for new machine {machine.id} any longer: {outcome}"
@@ -246,21 +251,20 @@ def _restore_old(scene: Scene) -> Move:
     if machine is not None and machine.desired is not Desired.DESTROYED:
         return Cordon(machine_id=old.id, cordoned=old.cordoned)
     if machine is not None and scene.slot.old_first:
-        outcome = _await_gone(scene.world, machine)  # it still holds the volume
+        outcome = _await_gone(scene.world, machine, RESTORE_HOST_WAIT_S)  # it still holds the volume
         if isinstance(outcome, str):
             return Advance(note=f"{scene.slot.key}: old machine {old.id} can not be brought back: {outcome}")
         if outcome is not None:
             return outcome
-    return Place(
-        order=Order(
-            app=old.app,
-            config=old.config,
-            region=old.region,
-            name=old.name,
-            release=old.release,
-            machine_id=plan.restored_machine_id(scene.run, scene.slot),
-        )
+    order = Order(
+        app=old.app,
+        config=old.config,
+        region=old.region,
+        name=old.name,
+        release=old.release,
+        machine_id=plan.restored_machine_id(scene.run, scene.slot),
     )
+    return Place(order=order, patience_s=RESTORE_HOST_WAIT_S)
 
 
 def _await_old(scene: Scene) -> Move:
@@ -320,13 +324,15 @@ def _destroy(world: World, machine_id: str) -> Move:
     return Destroy(machine_id=machine_id)
 
 
-def _await_gone(world: World, machine: Machine) -> Wait | str | None:
+def _await_gone(world: World, machine: Machine, host_patience_s: float) -> Wait | str | None:
     """None: it is gone and what it held is free. A text: it is not, and waiting has no use."""
     if machine.id not in world.machines:
         return None
     if machine.host not in world.alive:
+        if world.waited_s < host_patience_s:
+            return Wait(look_again_s=host_patience_s - world.waited_s)
         return f"its host {machine.host} is lost and will destroy it when it is back"
-    limit_s = machine.config.stop.timeout_s + GONE_MARGIN_S
+    limit_s = host_patience_s + machine.config.stop.timeout_s + GONE_MARGIN_S
     if world.waited_s >= limit_s:
         known = last_known(world.statuses.get(machine.id))
         return f"{machine.host} has not stopped it in {limit_s:g} s ({known})"

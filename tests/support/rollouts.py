@@ -85,6 +85,7 @@ class PureWorld:
         self.machines: dict[str, Machine] = {}
         self.before: dict[StepName, Callable[[], object]] = {}  # happens once, before that step is judged
         self.alive: tuple[str, ...] = ("ams-1", "iad-1", "sin-1")
+        self.comes_back: list[tuple[str, ...]] = []  # the living hosts after each further wait
         self.history: list[str] = []  # what was done to machines, in order
         self.twice = False  # do every effect twice, as a crash before the record makes it
         self.overlap = True  # whether two running machines never shared a volume
@@ -103,6 +104,7 @@ class PureWorld:
             if isinstance(move, rollout.Wait):
                 waited_s += move.look_again_s
                 self._clock_s += move.look_again_s
+                self.alive = self.comes_back.pop(0) if self.comes_back else self.alive
                 continue
             if isinstance(move, rollout.Finish):
                 return msgspec.structs.replace(run, state=move.state, phase=Phase.ENDED)

@@ -196,6 +196,32 @@ def test_a_volume_on_a_lost_host_stops_the_deploy_before_it_harms() -> None:
     assert "can not give up its volume: its host iad-1 is lost" in run.error
 
 
+def test_a_host_that_is_away_for_a_moment_keeps_a_volume_waiting_not_the_deploy_failing() -> None:
+    world = deployed(make_config(app=STATEFUL))
+    everyone = world.alive
+
+    def away() -> None:
+        world.alive, world.comes_back = ("iad-1",), [everyone]
+
+    world.before[StepName.AWAIT_OLD_GONE] = away
+    assert ended_well(world.deploy(make_config(app=STATEFUL), 2))
+    assert world.running() == {"ams": ["app@2"], "iad": ["app@2"]}
+
+
+def test_a_host_that_is_away_for_longer_gets_its_old_machine_back_when_it_returns() -> None:
+    world = deployed(make_config(app=STATEFUL))
+    everyone = world.alive
+
+    def away() -> None:
+        world.alive, world.comes_back = ("iad-1",), [("iad-1",), everyone]
+
+    world.before[StepName.AWAIT_OLD_GONE] = away
+    run = world.deploy(make_config(app=STATEFUL), 2)
+    assert (run.state, world.running()) == (RunState.FAILED, BOTH)
+    assert "still holds its volume: its host ams-1 is lost" in run.error
+    assert world.overlap
+
+
 def test_a_new_machine_whose_host_stays_lost_fails_the_deploy_early() -> None:
     world = deployed(make_config())
     world.behaviour = new_in("iad", "silent")
