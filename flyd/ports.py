@@ -197,10 +197,14 @@ class Driver(Protocol):
         ...
 
 
+KEPT_ENDED_RUNS = 500
+
+
 class RunLog(Protocol):
     """A host's own durable memory: what it has done and is doing. Append-only, synchronous.
 
-    `append` returns only when the event would survive a power cut.
+    `append` returns only when the event would survive a power cut. Of the runs that have
+    ended, the newest KEPT_ENDED_RUNS are kept for people to look at; older ones are forgotten.
     """
 
     def append(self, event: RunEvent) -> None:

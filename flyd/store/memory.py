@@ -24,7 +24,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from flyd.errors import Compacted, InvalidInput, InvariantBroken, NotFound, Unavailable
 from flyd.model import RunEvent
-from flyd.ports import Change, Delete, KeyValue, Listing, Put, TxnResult, Unchanged, WatchBatch
+from flyd.ports import (
+    KEPT_ENDED_RUNS,
+    Change,
+    Delete,
+    KeyValue,
+    Listing,
+    Put,
+    TxnResult,
+    Unchanged,
+    WatchBatch,
+)
 
 MIN_TTL_S = 2  # etcd's floor at its default election timeout
 MAX_TXN_OPS = 128  # etcd's --max-txn-ops
@@ -258,6 +268,7 @@ class MemoryRunLog:
 
     def __init__(self) -> None:
         self._runs: dict[str, list[RunEvent]] = {}
+        self._ended: list[str] = []
         self._records: dict[str, bytes] = {}
 
     def append(self, event: RunEvent) -> None:
@@ -270,6 +281,10 @@ class MemoryRunLog:
                 hint="two tasks drive the same run, or one resumed from an old copy of its events",
             )
         self._runs[event.run_id] = [*events, event]
+        if event.kind == "end":
+            self._ended.append(event.run_id)
+            while len(self._ended) > KEPT_ENDED_RUNS:
+                del self._runs[self._ended.pop(0)]
 
     def events(self, run_id: str) -> tuple[RunEvent, ...]:
         """All events of one run, in order."""

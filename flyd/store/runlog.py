@@ -21,6 +21,7 @@ import msgspec
 
 from flyd.errors import FlydError, InvariantBroken, Refused, Unavailable
 from flyd.model import RunEvent, decode, encode
+from flyd.ports import KEPT_ENDED_RUNS
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -32,12 +33,17 @@ CREATE TABLE events (
     event BLOB NOT NULL,
     UNIQUE (run_id, sequence)
 );
+CREATE INDEX ended ON events (position) WHERE kind = 'end';
 CREATE TABLE records (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 OPEN_RUNS = """
 SELECT run_id FROM events AS begun WHERE sequence = 0 AND kind = 'begin'
 AND NOT EXISTS (SELECT 1 FROM events WHERE run_id = begun.run_id AND kind = 'end')
 ORDER BY position
+"""
+FORGET_OLD_RUNS = """
+DELETE FROM events WHERE run_id IN
+(SELECT run_id FROM events WHERE kind = 'end' ORDER BY position DESC LIMIT -1 OFFSET ?)
 """
 
 
@@ -68,6 +74,8 @@ class SqliteRunLog:
                 "INSERT INTO events (run_id, sequence, kind, event) VALUES (?, ?, ?, ?)",
                 (event.run_id, event.sequence, event.kind, encode(event)),
             )
+            if event.kind == "end":
+                self._db.execute(FORGET_OLD_RUNS, (KEPT_ENDED_RUNS,))
 
     def events(self, run_id: str) -> tuple[RunEvent, ...]:
         """All events of one run, in order."""

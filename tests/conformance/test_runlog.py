@@ -1,4 +1,4 @@
-"""One suite for ports.RunLog, passed by the fake in memory and by SQLite; then what only a file can suffer."""
+"""One suite for ports.RunLog, passed by the fake in memory and by SQLite; then what a file can suffer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from flyd.errors import InvariantBroken, Refused, Unavailable
 from flyd.model import RunEvent
-from flyd.ports import RunLog
+from flyd.ports import KEPT_ENDED_RUNS, RunLog
 from flyd.store.memory import MemoryRunLog
 from flyd.store.runlog import SqliteRunLog
 
@@ -80,6 +80,16 @@ def test_open_runs_are_oldest_first(log: RunLog) -> None:
     assert log.open_runs() == ("z", "m", "a")
     log.append(event("m", 1, "end"))
     assert log.open_runs() == ("z", "a")
+
+
+def test_only_the_newest_ended_runs_are_kept(log: RunLog) -> None:
+    log.append(event("open", 0, "begin"))
+    for number in range(KEPT_ENDED_RUNS + 2):
+        log.append(event(f"run-{number}", 0, "begin"))
+        log.append(event(f"run-{number}", 1, "end"))
+    assert log.events("run-0") == log.events("run-1") == ()
+    assert len(log.events("run-2")) == len(log.events(f"run-{KEPT_ENDED_RUNS + 1}")) == 2
+    assert log.open_runs() == ("open",)
 
 
 def test_records(log: RunLog) -> None:
