@@ -7,7 +7,7 @@ from typing import Any
 
 from flyd.api import views
 from flyd.api.context import ApiContext
-from flyd.errors import Conflict, InvalidInput, Refused
+from flyd.errors import Conflict, InvalidInput, OutcomeUnknown, Refused
 from flyd.machines import commands
 from flyd.model import App, Desired, Host, Machine, MachineStatus, Volume, decode, encode
 from flyd.placement.volumes import destroy_volume
@@ -59,8 +59,14 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
             created_at_s=self._context.clock.wall_s(),
         )
         key = keys.app(app.name)
-        result = await self._context.kv.txn([Unchanged(key, 0)], [Put(key, encode(app))])
-        if not result.succeeded:
+        try:
+            created = (await self._context.kv.txn([Unchanged(key, 0)], [Put(key, encode(app))])).succeeded
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(
+                f"whether app {app.name!r} was created is not known: {error.message}",
+                hint="Once etcd answers, `fly apps list` shows; creating it again is safe.",
+            ) from error
+        if not created:
             raise Conflict(
                 f"an app is already called {app.name!r}",
                 hint="Choose another name, or `fly apps list` to see what it is.",
