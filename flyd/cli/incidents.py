@@ -82,7 +82,7 @@ def _event(said: events_pb2.Event) -> Event:
 def _regions(name: str) -> dict[str, str]:
     """Where the members of a Postgres cluster are; nothing for other apps."""
     app = call(apps_pb2_grpc.AppsServiceStub(channel()).GetApp, apps_pb2.GetAppRequest(app_name=name))
-    if app.kind != "postgres":
+    if app.app.kind != "postgres":
         return {}
     stub = postgres_pb2_grpc.PostgresServiceStub(channel())
     cluster = call(stub.GetCluster, postgres_pb2.GetClusterRequest(cluster_name=name))
