@@ -27,6 +27,8 @@ class Host(Value, frozen=True, kw_only=True):
     driver: str
     version: str
     http_port: int = 0  # the edge's public HTTP port, 0: no edge
+    wg_public_key: str = ""  # of this host's end of the mesh; its private key never leaves the host
+    wg_endpoint: str = ""  # ip:port at which the other hosts reach that end
     cordoned: bool = False
     joined_at_s: float = 0.0
 
@@ -69,6 +71,7 @@ class App(Value, frozen=True, kw_only=True):
     created_at_s: float = 0.0
     regions: tuple[str, ...] = ()  # where a deploy puts machines; first is the primary region
     endpoint_port: int = 0  # Postgres: the port, on every host's own address, that follows the primary
+    network: str = ""  # machines of one network reach and name only each other; "" is the default one
 
 
 class Secrets(Value, frozen=True, kw_only=True):
