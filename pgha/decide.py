@@ -254,13 +254,14 @@ def may_win(votes: tuple[Vote, ...], mine: Vote, members: int) -> bool:
     return sum(1 for v in votes if v.position() <= mine.position()) >= votes_needed(members)
 
 
-def last_primary(leader: PostgresLeader, mine: Vote) -> bool:
-    """We were primary until now: all that was ever acknowledged was flushed here first.
+def own_succession(leader: PostgresLeader, me: str) -> bool:
+    """The newest epoch is ours already: our data had everything when we won it, and is still here.
 
-    So we may succeed ourselves alone, for instance when we fell before any replica had its
-    first copy, and nobody else has anything to vote with.
+    Nothing can have been acknowledged without us since (the voters of that round are closed to
+    older epochs, and in ours we flush first). So we may succeed ourselves alone, for instance
+    when we fell before any replica had its first copy and nobody else has anything to vote with.
     """
-    return leader.node == mine.node and leader.epoch == mine.epoch
+    return leader.node == me
 
 
 def elect(view: View, me: str, now: float) -> Decision | None:
@@ -269,7 +270,7 @@ def elect(view: View, me: str, now: float) -> Decision | None:
     mine = next((v for v in view.votes if v.node == me), None)
     if lease is None or leader is None or mine is None:
         return Decision(rule="no_lease", detail="etcd names a leader but has no lease: its keys were damaged")
-    if not may_win(view.votes, mine, len(view.voters)) and not last_primary(leader, mine):
+    if not may_win(view.votes, mine, len(view.voters)) and not own_succession(leader, me):
         return Decision(rule="await_votes", detail=f"{len(view.votes)} votes, not enough for us")
     opened_s = view.lease_seen_s + (0.0 if lease.released else TTL_S)
     patient = now - opened_s < YIELD_S
