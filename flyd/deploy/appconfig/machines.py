@@ -107,6 +107,8 @@ def read_deploy(root: Table, has_mounts: bool) -> DeployPolicy:
     strategy = section.one_of("strategy", STRATEGIES, "rolling")
     if has_mounts and strategy in STRATEGIES_WITH_SECOND_MACHINE:
         section.error("strategy", f"{strategy} starts a second machine, which can not have the same volume")
+    elif strategy != "rolling":
+        section.warn("strategy", f"flyd does not know {strategy} yet: it deploys rolling, new machines first")
     guests = [_guest(vm) for vm in section.tables("release_command_vm")]
     return DeployPolicy(
         strategy=strategy,

@@ -66,7 +66,7 @@ def _http_service(section: Table) -> Service:
     return Service(
         internal_port=port,
         ports=(
-            ServicePort(port=80, handlers=("http",), force_https=section.flag("force_https")),
+            ServicePort(port=80, handlers=("http",), force_https=_force_https(section)),
             ServicePort(port=443, handlers=("tls", "http")),
         ),
         checks=tuple(_service_check(check, "http", port) for check in section.tables("checks")),
@@ -113,7 +113,7 @@ def _port(section: Table) -> ServicePort:
     return ServicePort(
         port=section.integer("port", 0, minimum=1, maximum=MAX_PORT),
         handlers=handlers,
-        force_https=section.flag("force_https"),
+        force_https=_force_https(section),
     )
 
 
@@ -141,6 +141,13 @@ def _concurrency(section: Table) -> Concurrency:
     if 0 < hard < soft and "soft_limit" in table:
         table.warn("soft_limit", f"is above hard_limit ({hard}): it is never reached")
     return Concurrency(type=kind, soft_limit=soft, hard_limit=hard)
+
+
+def _force_https(section: Table) -> bool:
+    wanted = section.flag("force_https")
+    if wanted:
+        section.warn("force_https", "the edge has no TLS yet: requests are served over plain HTTP")
+    return wanted
 
 
 def _warn_of_idle_stop(section: Table) -> None:

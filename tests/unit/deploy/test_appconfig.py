@@ -115,7 +115,7 @@ def test_a_whole_file() -> None:
     assert (config.deploy.release_command_timeout_s, config.deploy.wait_timeout_s) == (120, 90)
     assert config.deploy.max_unavailable == 2
     assert config.stop == StopConfig(signal="SIGTERM", timeout_s=30)
-    assert config.warnings == ()
+    assert [w.key for w in config.warnings] == ["deploy.max_unavailable", "http_service.force_https"]
     assert process_groups(config) == ("app", "jobs", "web")
 
 
