@@ -15,6 +15,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +35,13 @@ from flyd.edge.xds import AdsServer
 from flyd.errors import FlydError, Refused
 from flyd.hosts.config import HostConfig, read_config
 from flyd.hosts.membership import keep_membership
+from flyd.incidents.recorder import Recorder
 from flyd.machines.host import HostLoop
 from flyd.machines.probes import probe
 from flyd.machines.process import ProcessDriver
 from flyd.machines.sources import DirectorySources
 from flyd.model import Host
+from flyd.ports import Clock, Unchanged
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
 from flyd.store.leader import lead
@@ -107,7 +111,7 @@ def machine_environment() -> dict[str, str]:
     return env
 
 
-async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: SystemClock) -> None:
+async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: Clock) -> None:
     """Run this host's Envoy and feed it."""
     ads = AdsServer(f"unix:{data_dir / 'ads.sock'}")
     address = await ads.start()
@@ -120,62 +124,94 @@ async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: SystemCloc
         await ads.stop()
 
 
-async def run(config: HostConfig) -> None:
-    """Run one flyd until it is cancelled."""
+@dataclass(frozen=True)
+class Parts:
+    """One flyd's parts, with real adapters behind every port."""
+
+    kv: EtcdKV
+    mirror: Mirror
+    peers: Peers
+    context: ApiContext
+    host_loop: HostLoop
+    deployer: Deployer
+    recorder: Recorder
+
+
+def build(config: HostConfig) -> Parts:
+    """Choose the adapters and put the parts together; nothing runs yet."""
     data_dir = Path(config.data_dir)
     clock, entropy = SystemClock(), SystemEntropy()
     host = describe(config, clock)
     kv = EtcdKV(config.etcd)
     mirror = Mirror(kv, MIRRORED)
     peers = Peers(host.name, mirror)
-    sources = DirectorySources(data_dir / "sources", peers.fetch_source)
-    driver = ProcessDriver(data_dir / "machines", clock, machine_environment())
-    host_loop = HostLoop(
-        host=host,
-        kv=kv,
-        mirror=mirror,
-        driver=driver,
-        run_log=SqliteRunLog(data_dir / "runs.sqlite"),
-        volumes=DirectoryVolumes(data_dir / "volumes"),
-        sources=sources,
-        clock=clock,
-        entropy=entropy,
-        probe=probe,
-    )
     context = ApiContext(
         host=host,
         kv=kv,
         mirror=mirror,
         clock=clock,
         entropy=entropy,
-        driver=driver,
-        sources=sources,
+        driver=ProcessDriver(data_dir / "machines", clock, machine_environment()),
+        sources=DirectorySources(data_dir / "sources", peers.fetch_source),
         peers=peers,
         etcd_endpoints=config.etcd,
     )
+    host_loop = HostLoop(
+        host=host,
+        kv=kv,
+        mirror=mirror,
+        driver=context.driver,
+        run_log=SqliteRunLog(data_dir / "runs.sqlite"),
+        volumes=DirectoryVolumes(data_dir / "volumes"),
+        sources=context.sources,
+        clock=clock,
+        entropy=entropy,
+        probe=probe,
+    )
     deployer = Deployer(kv, mirror, clock=clock, entropy=entropy, last_lines=partial(last_lines, context))
+    return Parts(kv, mirror, peers, context, host_loop, deployer, Recorder(kv, mirror, clock=clock))
+
+
+async def run(config: HostConfig) -> None:
+    """Run one flyd until it is cancelled."""
+    parts = build(config)
+    kv, mirror, host = parts.kv, parts.mirror, parts.context.host
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(mirror.keep(), name="mirror")
-            group.create_task(host_loop.run(), name="machines")
+            group.create_task(parts.host_loop.run(), name="machines")
             await mirror.wait_synced()
             group.create_task(keep_membership(kv, host), name="membership")
-            group.create_task(
-                lead(kv, "deployer", host.name, lambda held: deployer.keep_deploying(held.guard)),
-                name="deployer",
-            )
+            for role, work in (
+                ("deployer", parts.deployer.keep_deploying),
+                ("recorder", parts.recorder.keep_recording),
+            ):
+                group.create_task(keep_leading(kv, role, host.name, work), name=role)
             if host.http_port:
-                group.create_task(run_edge(host, mirror, data_dir, clock), name="edge")
-            server = build_server(context)
-            await server.start()
-            log.info("flyd.serves", host=host.name, region=host.region, api=host.api_address)
-            try:
-                await server.wait_for_termination()
-            finally:
-                await server.stop(STOP_GRACE_S)
+                edge = run_edge(host, mirror, Path(config.data_dir), parts.context.clock)
+                group.create_task(edge, name="edge")
+            group.create_task(serve(parts.context), name="api")
     finally:
-        await peers.close()
+        await parts.peers.close()
         await kv.close()
+
+
+async def keep_leading(
+    kv: EtcdKV, role: str, name: str, work: Callable[[Unchanged], Awaitable[None]]
+) -> None:
+    """Campaign for a role for ever; while it is held, do its work under its guard."""
+    await lead(kv, role, name, lambda held: work(held.guard))
+
+
+async def serve(context: ApiContext) -> None:
+    """Answer this host's API until cancelled."""
+    server = build_server(context)
+    await server.start()
+    log.info("flyd.serves", host=context.host.name, api=context.host.api_address)
+    try:
+        await server.wait_for_termination()
+    finally:
+        await server.stop(STOP_GRACE_S)
 
 
 async def run_until_signalled(config: HostConfig) -> None:

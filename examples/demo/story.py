@@ -154,6 +154,8 @@ async def lose_the_primary(fly: Fly, with_etcd_leader: bool) -> tuple[Verdict, L
         new_primary=primary_of(fly),
     )
     show_verdict(verdict, ledger, len(stored))
+    heading("What flyd itself says of it")
+    fly.show("incidents", "report", "-a", DATABASE)
     heading("The state now")
     fly.show("hosts", "list")
     fly.show("postgres", "status", "-a", DATABASE)
