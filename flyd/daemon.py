@@ -88,6 +88,7 @@ def describe(config: HostConfig, clock: SystemClock) -> Host:
         region=config.region,
         api_address=config.api_address,
         address=config.address,
+        public_address=config.public_address,
         subnet=config.subnet,
         capacity=config.capacity,
         driver=config.driver,

@@ -184,6 +184,8 @@ def _listener(name: str, address: str, port: int, chain: str, network_filter: Bo
         "name": name,
         "address": socket_address(address, port),
         "enable_reuse_port": False,
+        # The bridge that carries the private address may come up after Envoy.
+        "freebind": True,
         "filter_chains": [{"name": chain, "filters": [network_filter]}],
     }
 

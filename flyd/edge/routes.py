@@ -73,7 +73,7 @@ def edge_config(view: EdgeView) -> EdgeConfig:
     routes: list[Resource] = []
     host = view.host
     if host.http_port:
-        listeners.insert(0, resource("http", envoy.http_listener(host.address, host.http_port)))
+        listeners.insert(0, resource("http", envoy.http_listener(host.edge_address, host.http_port)))
         names = [p.virtual_host for p in parts if p.virtual_host]
         routes.append(
             resource(envoy.HTTP_ROUTES, envoy.http_routes(host.region, host.http_port, names)),
@@ -136,7 +136,7 @@ def _tcp(view: EdgeView, app: App, machines: list[Machine]) -> Iterable[_Part]:
                 name, envoy.service_cluster(name, service.checks, service.concurrency, http=False)
             ),
             endpoints=resource(name, _assignment(view, name, machines, _tcp_service_on(number))),
-            listener=resource(name, envoy.tcp_listener(name, view.host.address, number, name)),
+            listener=resource(name, envoy.tcp_listener(name, view.host.edge_address, number, name)),
         )
 
 

@@ -32,6 +32,7 @@ class HostConfig(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     region: str
     address: str
+    public_address: str = ""
     subnet: str
     etcd: tuple[str, ...]
     data_dir: str
@@ -43,7 +44,7 @@ class HostConfig(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def api_address(self) -> str:
         """Where this host's flyd answers."""
-        return f"{self.address}:{self.api_port}"
+        return f"{self.public_address or self.address}:{self.api_port}"
 
 
 def read_config(path: Path) -> HostConfig:

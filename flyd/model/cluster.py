@@ -21,7 +21,8 @@ class Host(Value, frozen=True, kw_only=True):
     name: str
     region: str
     api_address: str  # host:port of its flyd
-    address: str  # the host's own address on the private network; endpoints listen here
+    address: str  # the host's own address on the private network; Postgres endpoints listen here
+    public_address: str = ""  # where the edge listens; empty: at `address`
     subnet: str  # first octets of its machines' addresses, e.g. "127.11"
     capacity: Resources
     driver: str
@@ -31,6 +32,11 @@ class Host(Value, frozen=True, kw_only=True):
     wg_endpoint: str = ""  # ip:port at which the other hosts reach that end
     cordoned: bool = False
     joined_at_s: float = 0.0
+
+    @property
+    def edge_address(self) -> str:
+        """Where the edge listens."""
+        return self.public_address or self.address
 
 
 class Reservations(Value, frozen=True, kw_only=True):
