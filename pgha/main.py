@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import structlog
@@ -68,12 +69,20 @@ def run() -> None:
     )
     try:
         asyncio.run(_run(os.environ))
-    except* FlydError as group:
-        error = _first(group)
-        click.echo(f"pgha: {error}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-        sys.exit(error.exit_code)
+    except FlydError as error:
+        _fail(error)
+    except BaseExceptionGroup as group:  # from the agent's task group
+        ours, others = group.split(FlydError)
+        if ours is None or others is not None:
+            raise
+        _fail(_first(ours))
+
+
+def _fail(error: FlydError) -> NoReturn:
+    click.echo(f"pgha: {error}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+    sys.exit(error.exit_code)
 
 
 async def _run(env: Mapping[str, str]) -> None:

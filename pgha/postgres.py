@@ -27,7 +27,7 @@ from pgha import pgconf, wal
 from pgha.model import Data, DataState, Position, Replica, Status
 from pgha.pgconf import PostgresConfig
 from pgha.process_table import send, walreceivers
-from pgha.processes import bound_command, give_tree, kill_all, run_tool, unprivileged
+from pgha.processes import bound_command, give_tree, kill_all, require_reachable, run_tool, unprivileged
 from pgha.session import SqlSession, probe
 
 START_S = 20.0
@@ -65,6 +65,7 @@ class RealPostgres:
                 os.chown(folder, self._user.pw_uid, self._user.pw_gid)
             elif folder.stat().st_uid != os.geteuid():
                 raise Refused(f"{folder} belongs to another user", hint="remove it or give it to this user")
+            require_reachable(folder, self._user)
         Path(config.socket_dir).chmod(0o700)
 
     @property

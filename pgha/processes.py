@@ -111,6 +111,18 @@ async def kill_all(data_dir: Path) -> None:
         await asyncio.sleep(GONE_POLL_S)
 
 
+def require_reachable(path: Path, user: pwd.struct_passwd) -> None:
+    """Refuse a directory that `user` cannot get to, before Postgres fails in its own words."""
+    for folder in (path, *path.parents):
+        mode = folder.stat()
+        bit = 0o100 if mode.st_uid == user.pw_uid else 0o010 if mode.st_gid == user.pw_gid else 0o001
+        if not mode.st_mode & bit:
+            raise InvalidInput(
+                f"Postgres runs as {user.pw_name}, who cannot enter {folder}",
+                hint=f"chmod o+x {folder}, or keep the data elsewhere",
+            )
+
+
 def give_tree(path: Path, user: pwd.struct_passwd) -> None:
     """Make the directory and all in it the user's, if we are root."""
     if os.geteuid() != 0:
