@@ -260,6 +260,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
         process = self._processes.get(name)
         return process is not None and process.alive
 
+    def runs(self, name: str) -> bool:
+        """Whether the process is alive and not frozen."""
+        process = self._processes.get(name)
+        return process is not None and process.alive and not process.paused
+
     def world_context(self) -> contextvars.Context:
         """A context outside of every process: what runs in it survives any crash."""
         context = contextvars.Context()
@@ -283,7 +288,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def _on_unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self._over:
             error = context.get("exception")
-            self.fail(f"unhandled: {context.get('message')}: {error!r}", error)
+            # asyncio's message shows objects by their address, which differs in each process
+            self.fail(f"unhandled: {error!r}" if error else f"unhandled: {context.get('message')}", error)
 
     def waiting(self) -> str:
         """The tasks that are not done, oldest first, and where each of them stands."""

@@ -32,6 +32,7 @@ HEAL_S = 30.0
 STREAM_S = 60.0
 ROWS_AT_LEAST = 5
 ANY_EPOCH = 1_000_000
+WAKE_UP_S = 1.0  # for an agent that was held up, to kill what it should have killed
 
 
 class PostgresWorld:
@@ -47,7 +48,7 @@ class PostgresWorld:
         for name in NODES:
             self.hosts[name] = PostgresHost(name, self.network, self.ledger, self.hosts)
         self._make_agent = make_agent
-        self._held_up_s: dict[str, float] = {}  # node -> when its agent was last frozen or down
+        self._held_up_s: dict[str, float] = {}  # node -> when its agent last began or went on
         self._leader: PostgresLeader | None = None
         self.store.on_change.append(self._see_leader)
 
@@ -90,7 +91,7 @@ class PostgresWorld:
         """The lease says that the old primary is dead, unless nobody could kill it."""
         name, loop = old.node, current()
         server = self.hosts[name].server
-        held_up = loop.time() - self._held_up_s.get(name, 0.0) < FAULTS_S or not loop.alive(f"{name}/pgha")
+        held_up = not loop.runs(f"{name}/pgha") or loop.time() - self._held_up_s[name] < WAKE_UP_S
         if server is not None and not server.in_recovery and not server.stopping and not held_up:
             loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} takes over")
 
@@ -212,11 +213,11 @@ class PostgresWorld:
 
     def _freeze(self, name: str, *processes: str) -> None:
         loop = current()
-        self._held_up_s[name] = loop.time()
         for process in processes:
             loop.pause(process)
 
         def resume() -> None:
+            self._held_up_s[name] = loop.time()
             for process in processes:
                 loop.resume(process)
 

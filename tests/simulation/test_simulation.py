@@ -1,0 +1,58 @@
+"""The worlds, over many seeds; and that their checkers can fail.
+
+A failure prints the command that shows the same run again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.simulation import planted
+from tests.simulation.runner import replay_command, run_world
+
+SEEDS = {"machines": range(1, 141), "postgres": range(1, 91)}
+CHUNK = 10
+
+
+def _chunks() -> list[tuple[str, int]]:
+    return [(world, first) for world, seeds in SEEDS.items() for first in seeds[::CHUNK]]
+
+
+@pytest.mark.parametrize(("world", "first"), _chunks())
+def test_world(world: str, first: int):
+    for seed in range(first, first + CHUNK):
+        finished = run_world(world, seed)
+        if finished.failures:
+            pytest.fail("\n".join((*finished.failures, f"again: {replay_command(world, seed)}")))
+
+
+@pytest.mark.parametrize("world", sorted(SEEDS))
+def test_a_world_has_one_history_a_seed(world: str):
+    first, second = run_world(world, 3), run_world(world, 3)
+    assert first.trace == second.trace
+    assert first.signature == second.signature
+    assert len(first.trace) > 100
+
+
+@pytest.mark.parametrize(
+    ("world", "bug", "finding", "within"),
+    [
+        ("machines", planted.placer_over_capacity, "capacity:", 10),
+        ("machines", planted.placer_without_compare, "covered:|leak:", 60),
+        ("postgres", planted.take_over_without_votes, "lost:", 100),
+        ("postgres", planted.take_over_without_closing, "lost:", 200),
+        ("postgres", planted.primary_that_never_ends, "stale primary:", 30),
+    ],
+)
+def test_a_planted_bug_is_found(
+    world: str, bug: Callable[[], AbstractContextManager[None]], finding: str, within: int
+):
+    with bug():
+        for seed in range(1, within + 1):
+            if any(re.search(finding, failure) for failure in run_world(world, seed).failures):
+                return
+    pytest.fail(f"{bug.__name__} was not found in {within} seeds")
