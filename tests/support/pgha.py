@@ -254,6 +254,7 @@ async def run_pgha(member_count: int = 3, etcd_members: int = 1) -> AsyncGenerat
         for n, node in enumerate(names):
             directory = root / node
             env = {
+                "TMPDIR": str(root),  # the sockets go with the rest
                 "PGHA_CLUSTER": name,
                 "PGHA_NODE": node,
                 "PGHA_VOTERS": ",".join(names),
