@@ -27,11 +27,17 @@ class LocalHost(Value, frozen=True, kw_only=True):
     region: str
     subnet: str
     capacity: Resources
+    public_address: str = ""  # where the host itself is reached; empty: at `private_address`
+
+    @property
+    def private_address(self) -> str:
+        """The host's end of its machines' network."""
+        return f"{self.subnet}.0.1"
 
     @property
     def address(self) -> str:
-        """The host's own address."""
-        return f"{self.subnet}.0.1"
+        """Where the host's flyd, etcd and edge are reached."""
+        return self.public_address or self.private_address
 
 
 class Layout(Value, frozen=True, kw_only=True):
@@ -40,6 +46,7 @@ class Layout(Value, frozen=True, kw_only=True):
     name: str
     base: int
     hosts: tuple[LocalHost, ...]
+    provider: str = "process"  # or "docker": each host is a container with an engine of its own
 
     @property
     def etcd(self) -> tuple[str, ...]:
@@ -61,7 +68,32 @@ class Layout(Value, frozen=True, kw_only=True):
 
 
 def layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
-    """One host for each region, in order."""
+    """One host for each region, in order, each a loopback network."""
+    _check(regions, base)
+    hosts = tuple(
+        LocalHost(name=f"{region}-1", region=region, subnet=f"127.{base + i}", capacity=capacity)
+        for i, region in enumerate(regions)
+    )
+    return Layout(name=name, base=base, hosts=hosts)
+
+
+def container_layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
+    """One container for each region, at 10.<base>.0.11 and on; its machines in 10.<base+1+i>.0.0/16."""
+    _check(regions, base)
+    hosts = tuple(
+        LocalHost(
+            name=f"{region}-1",
+            region=region,
+            subnet=f"10.{base + 1 + i}",
+            capacity=capacity,
+            public_address=f"10.{base}.0.{11 + i}",
+        )
+        for i, region in enumerate(regions)
+    )
+    return Layout(name=name, base=base, hosts=hosts, provider="docker")
+
+
+def _check(regions: tuple[str, ...], base: int) -> None:
     if len(set(regions)) != len(regions) or len(regions) not in (1, 3, 5):
         raise InvalidInput(
             f"a local cluster has 1, 3 or 5 different regions, not {', '.join(regions) or 'none'}",
@@ -69,11 +101,6 @@ def layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) 
         )
     if not 1 <= base <= MAX_BASE:
         raise InvalidInput(f"--base is {base}, it must be between 1 and {MAX_BASE}")
-    hosts = tuple(
-        LocalHost(name=f"{region}-1", region=region, subnet=f"127.{base + i}", capacity=capacity)
-        for i, region in enumerate(regions)
-    )
-    return Layout(name=name, base=base, hosts=hosts)
 
 
 def etcd_command(binary: str, plan: Layout, host: LocalHost, data_dir: Path) -> list[str]:
@@ -97,8 +124,9 @@ def flyd_config(plan: Layout, host: LocalHost, data_dir: Path) -> str:
     """A host's flyd.toml."""
     etcd = ", ".join(f'"{address}"' for address in plan.etcd)
     return (
-        f'name = "{host.name}"\nregion = "{host.region}"\naddress = "{host.address}"\n'
-        f'subnet = "{host.subnet}"\netcd = [{etcd}]\ndata_dir = "{data_dir}"\n'
+        f'name = "{host.name}"\nregion = "{host.region}"\naddress = "{host.private_address}"\n'
+        f'public_address = "{host.address}"\nsubnet = "{host.subnet}"\n'
+        f'etcd = [{etcd}]\ndata_dir = "{data_dir}"\ndriver = "{plan.provider}"\n'
         f"api_port = {API_PORT}\nhttp_port = {HTTP_PORT}\n"
         f"[capacity]\ncpus = {host.capacity.cpus}\nmemory_mb = {host.capacity.memory_mb}\n"
         f"disk_gb = {host.capacity.disk_gb}\n"

@@ -11,7 +11,6 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from flyd.cluster import processes
@@ -25,14 +24,11 @@ from flyd.cluster.layout import (
     etcd_command,
     flyd_config,
 )
-from flyd.errors import Conflict, NotFound, Refused, Unavailable
+from flyd.cluster.readiness import Progress, wait_serving
+from flyd.errors import Conflict, NotFound, Refused
 from flyd.model import Value, decode, encode
 
-UP_TIMEOUT_S = 30.0
-POLL_S = 0.05
 STATE_FILE = "cluster.json"
-
-Progress = Callable[[str], None]
 
 
 def home() -> Path:
@@ -164,6 +160,13 @@ class LocalCluster:
             for host in self.plan.hosts
         ]
 
+    def _flyd_ended(self, host: LocalHost) -> bool:
+        for _ in range(processes.EMPTY_LOOKS):
+            if self.flyd_pid(host):
+                return False
+            time.sleep(processes.LOOK_PAUSE_S)
+        return True
+
     def _pid(self, host: LocalHost, word: str) -> int:
         found = processes.find_marked(self.mark(host))
         return next((pid for pid, command in found.items() if word in command), 0)
@@ -186,27 +189,8 @@ class LocalCluster:
 
     def wait_ready(self, hosts: tuple[LocalHost, ...]) -> None:
         """Wait until each flyd says that it serves; a flyd that ended is reported with its log."""
-        deadline = time.monotonic() + UP_TIMEOUT_S
-        for host in hosts:
-            while not _serves(host):
-                log = self.root / host.name / "flyd.log"
-                if self.flyd_pid(host) == 0 or time.monotonic() > deadline:
-                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-                    raise Unavailable(
-                        f"flyd on {host.name} did not come up; the end of {log}:\n{tail}",
-                        hint=f"etcd's log is {log.parent / 'etcd.log'}.",
-                    )
-                time.sleep(POLL_S)
+        wait_serving(hosts, self._log_tail, self._flyd_ended)
 
-
-def _serves(host: LocalHost) -> bool:
-    """Whether the host's flyd answers gRPC's standard health check."""
-    import grpc  # a slow import that only this needs
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(f"{host.address}:{API_PORT}") as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    def _log_tail(self, host: LocalHost) -> str:
+        log = self.root / host.name / "flyd.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-8:])

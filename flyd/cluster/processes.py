@@ -11,12 +11,16 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flyd.errors import Refused
 
 MARK = "FLYD_HOST"
+# The kernel shows no environment of a process that is in the middle of exec: one look may miss it.
+EMPTY_LOOKS = 2
+LOOK_PAUSE_S = 0.02
 
 
 def start_detached(command: Sequence[str], env: Mapping[str, str], log_path: Path, mark: str) -> int:
@@ -72,7 +76,12 @@ def kill_marked(mark: str) -> int:
     All are stopped first: nothing may answer a client while the rest is being killed.
     """
     killed: set[int] = set()
-    while found := find_marked(mark):
+    empty = 0
+    while empty < EMPTY_LOOKS:
+        found = find_marked(mark)
+        empty = 0 if found else empty + 1
+        if not found:
+            time.sleep(LOOK_PAUSE_S)
         for stop in (signal.SIGSTOP, signal.SIGKILL):
             for pid in found:
                 try:
