@@ -307,6 +307,8 @@ class EtcdKV:
             return await member.ask(method, request, timeout_s)
         except asyncio.CancelledError:
             self._raise_if_closed_under_us(name)
+            # A caller with a deadline shorter than ours gave up on this member: the next call asks another.
+            self._failed(member)
             raise
         except (_Lost, grpc.aio.UsageError):
             self._check_open(name)
