@@ -76,6 +76,6 @@ def take_over_without_closing() -> Generator[None]:
 
 @contextmanager
 def primary_that_never_ends() -> Generator[None]:
-    """A holder that does not die when it cannot renew its lease."""
+    """A holder that neither dies nor is killed when it cannot renew its lease."""
     with mock.patch.object(pgha.term.Term, "deadline_s", property(lambda _: math.inf)):
         yield

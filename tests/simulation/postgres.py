@@ -248,3 +248,36 @@ class SimulatedPostgres:
             if server is None or server is not other.server or not server.ready or not reachable:
                 raise Unavailable(f"{address} does not answer")
         return other.disk
+
+
+class SimulatedKiller:
+    """pgha.ports.Killer: a process of its own that kills the server at the deadline, or with the agent."""
+
+    def __init__(self, host: PostgresHost) -> None:
+        self._host = host
+        self.process = f"{host.name}/killer{host.next_session()}"  # an old, frozen one may still be there
+        self._deadline_s = 0.0
+        self._agent_gone = False
+        self._told = asyncio.Event()
+
+    def arm(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._told.set()
+
+    def lose_agent(self) -> None:
+        """The agent's end of the pipe is closed."""
+        self._agent_gone = True
+        self._told.set()
+
+    async def main(self) -> None:
+        """The killer's process."""
+        while not self._agent_gone:
+            self._told.clear()
+            left_s = self._deadline_s - current().time() if self._deadline_s else None
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._told.wait()
+            except TimeoutError:
+                self._host.kill()
+                self._deadline_s = 0
+        self._host.kill()

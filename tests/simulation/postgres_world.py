@@ -1,7 +1,7 @@
 """The Postgres world: three real pgha agents over fake servers, clients, and faults.
 
 Owns the fault schedule, the clients and the end of a run. Checkers always on: ledger.py, and
-here: at a take-over the old primary is dead unless its own agent was held up (I7). After the
+here: at a take-over the old primary is dead unless its killer was held up (I7, I8). After the
 faults: a serving primary within HEAL_S, which has every acknowledged row, and all three
 members stream again.
 
@@ -21,7 +21,7 @@ from pgha.model import AgentConfig, Switchover
 from tests.simulation.ledger import Ledger, Violation
 from tests.simulation.loop import current, stream
 from tests.simulation.network import CALM, ETCD, ROUGH, Network, SimulatedClock, SimulatedKV, Store
-from tests.simulation.postgres import PostgresHost, SimulatedPostgres
+from tests.simulation.postgres import PostgresHost, SimulatedKiller, SimulatedPostgres
 
 NODES = ("ams", "iad", "sin")
 CLUSTER = "chat-db"
@@ -32,13 +32,13 @@ HEAL_S = 30.0
 STREAM_S = 60.0
 ROWS_AT_LEAST = 5
 ANY_EPOCH = 1_000_000
-WAKE_UP_S = 1.0  # for an agent that was held up, to kill what it should have killed
+WAKE_UP_S = 1.0  # for a killer that was held up, to do what it should have done
 
 
 class PostgresWorld:
     """Everything of one run."""
 
-    def __init__(self, make_agent: Callable[..., Agent] = Agent) -> None:
+    def __init__(self) -> None:
         loop = current()
         self.chance = stream(loop.seed, "faults")
         self.network = Network()
@@ -47,8 +47,8 @@ class PostgresWorld:
         self.hosts: dict[str, PostgresHost] = {}
         for name in NODES:
             self.hosts[name] = PostgresHost(name, self.network, self.ledger, self.hosts)
-        self._make_agent = make_agent
-        self._held_up_s: dict[str, float] = {}  # node -> when its agent last began or went on
+        self._killers: dict[str, list[SimulatedKiller]] = {name: [] for name in NODES}
+        self._held_up_s: dict[str, float] = {}  # node -> when its killer last began or went on
         self._leader: PostgresLeader | None = None
         self.store.on_change.append(self._see_leader)
 
@@ -59,18 +59,27 @@ class PostgresWorld:
         loop = current()
         if loop.alive(f"{name}/pgha"):
             return
+        self._lose_agent(name)
         self._held_up_s[name] = loop.time()
         host = self.hosts[name]
+        killer = SimulatedKiller(host)
+        self._killers[name].append(killer)
+        loop.spawn(killer.process, killer.main())
         config = AgentConfig(
             cluster=CLUSTER, node=name, region=name, address=host.address, machine_id=name, voters=NODES
         )
         kv = SimulatedKV(self.network, self.store, name)
-        agent = self._make_agent(config, kv, SimulatedPostgres(host), SimulatedClock())
+        agent = Agent(config, kv, SimulatedPostgres(host), SimulatedClock(), killer)
         loop.spawn(f"{name}/pgha", agent.run())
 
-    def leader(self) -> PostgresLeader | None:
-        """As etcd has it."""
-        return self._leader
+    def _lose_agent(self, name: str) -> None:
+        """The agent is gone: its killer sees that, unless it is gone too."""
+        current().crash(f"{name}/pgha")
+        for killer in self._killers[name]:
+            killer.lose_agent()
+
+    def _killer_processes(self, name: str) -> list[str]:
+        return [killer.process for killer in self._killers[name]]
 
     def primary(self) -> PostgresHost | None:
         """The serving primary, if its server is there."""
@@ -91,7 +100,9 @@ class PostgresWorld:
         """The lease says that the old primary is dead, unless nobody could kill it."""
         name, loop = old.node, current()
         server = self.hosts[name].server
-        held_up = not loop.runs(f"{name}/pgha") or loop.time() - self._held_up_s[name] < WAKE_UP_S
+        held_up = (
+            not loop.runs(self._killers[name][-1].process) or loop.time() - self._held_up_s[name] < WAKE_UP_S
+        )
         if server is not None and not server.in_recovery and not server.stopping and not held_up:
             loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} takes over")
 
@@ -172,8 +183,9 @@ class PostgresWorld:
             self._crash_agent,
             self._kill_server,
             self._freeze_agent,
+            self._freeze_agent_and_killer,
             self._freeze_server,
-            self._freeze_both,
+            self._freeze_node,
             self._cut_from_etcd,
             self._cut_off,
             self._cut_off,
@@ -191,11 +203,13 @@ class PostgresWorld:
     def _power_cut(self, name: str) -> None:
         current().note(f"power cut {name}")
         current().crash(f"{name}/pgha")
+        for process in self._killer_processes(name):
+            current().crash(process)
         self.hosts[name].power_cut()
         self._later((0.3, 12), lambda: self.start_agent(name))
 
     def _crash_agent(self, name: str) -> None:
-        current().crash(f"{name}/pgha")
+        self._lose_agent(name)
         self._later((0.1, 4), lambda: self.start_agent(name))
 
     def _kill_server(self, name: str) -> None:
@@ -205,11 +219,15 @@ class PostgresWorld:
     def _freeze_agent(self, name: str) -> None:
         self._freeze(name, f"{name}/pgha")
 
+    def _freeze_agent_and_killer(self, name: str) -> None:
+        """The writes are safe even so; only stale reads are not bounded then."""
+        self._freeze(name, f"{name}/pgha", *self._killer_processes(name))
+
     def _freeze_server(self, name: str) -> None:
         self._freeze(name, f"{name}/postgres")
 
-    def _freeze_both(self, name: str) -> None:
-        self._freeze(name, f"{name}/pgha", f"{name}/postgres")
+    def _freeze_node(self, name: str) -> None:
+        self._freeze(name, f"{name}/pgha", f"{name}/postgres", *self._killer_processes(name))
 
     def _freeze(self, name: str, *processes: str) -> None:
         loop = current()
@@ -263,8 +281,8 @@ class PostgresWorld:
         self.network.heal()
         self._calm()
         for name in NODES:
-            loop.resume(f"{name}/pgha")
-            loop.resume(f"{name}/postgres")
+            for process in (f"{name}/pgha", f"{name}/postgres", *self._killer_processes(name)):
+                loop.resume(process)
             self.start_agent(name)
         loop.note("healed")
         acknowledged = len(self.ledger.acknowledged)
