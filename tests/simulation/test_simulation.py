@@ -5,7 +5,10 @@ A failure prints the command that shows the same run again.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -36,6 +39,19 @@ def test_a_world_has_one_history_a_seed(world: str):
     assert first.trace == second.trace
     assert first.signature == second.signature
     assert len(first.trace) > 100
+
+
+@pytest.mark.parametrize("world", sorted(SEEDS))
+def test_a_seed_gives_the_same_history_in_any_process(world: str):
+    """Also a guard for production code: whoever iterates a set of str fails here."""
+    command = [sys.executable, "-m", "tests.simulation", "--world", world, "--seed", "5", "--trace"]
+    traces = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+        ).stdout
+        for hash_seed in ("1", "77", "random")
+    }
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
