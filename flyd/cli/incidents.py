@@ -55,13 +55,13 @@ def report_incident(app: str | None, since: float, json_output: bool) -> None:
     """The newest incident of an app or a Postgres cluster, and of the hosts it ran on."""
     name = app_name(app)
     events = [_event(e) for e in (*read_events(name, since), *read_events(CLUSTER, since))]
-    found = timeline.incidents(events)
+    found = timeline.newest(name, events)
     if not found:
         raise NotFound(
             f"no incident of {name} is on record",
             hint=f"`fly incidents list -a {name}` shows all that was recorded.",
         )
-    account = timeline.build(name, found[-1], _regions(name))
+    account = timeline.build(name, found, _regions(name))
     if json_output:
         emit(words.as_dict(account))
     else:

@@ -111,6 +111,17 @@ def incidents(events: Iterable[Event]) -> list[list[Event]]:
     return found
 
 
+def newest(app: str, events: Iterable[Event]) -> list[Event]:
+    """The newest incident that the app had a part in; else the newest of the hosts; empty if none.
+
+    A flyd that was stopped for an upgrade is a lost host for a moment: that shall not hide
+    what happened to the app.
+    """
+    found = incidents(events)
+    own = [incident for incident in found if any(event.app == app for event in incident)]
+    return (own or found or [[]])[-1]
+
+
 def build(
     app: str, events: Sequence[Event], regions: Mapping[str, str], *, fault_at_s: float | None = None
 ) -> Timeline:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flyd.incidents.report import as_dict, as_text
-from flyd.incidents.timeline import SIGNS, WORDS, build, epoch_of, incidents
+from flyd.incidents.timeline import SIGNS, WORDS, build, epoch_of, incidents, newest
 from flyd.model import Event
 
 REGIONS = {"chat-db-1": "ams", "chat-db-2": "iad", "chat-db-3": "sin"}
@@ -68,6 +68,13 @@ def test_a_winner_that_dies_before_it_serves_prolongs_the_same_incident() -> Non
 def test_a_host_lost_much_later_is_an_incident_of_its_own() -> None:
     later = said(500.0, "sin-1", "host.lost", region="sin")
     assert incidents([*LOSS, later]) == [LOSS, [later]]
+
+
+def test_a_host_s_pause_does_not_hide_the_app_s_incident() -> None:
+    upgrade = Event(at_s=500.0, app="_cluster", source="sin-1", kind="host.lost", message="")
+    assert newest("chat-db", [*BOOTSTRAP, *LOSS, upgrade]) == LOSS
+    assert newest("chat", [upgrade]) == [upgrade]
+    assert newest("chat-db", BOOTSTRAP) == []
 
 
 def test_a_new_sign_long_after_an_incident_that_never_ended() -> None:
