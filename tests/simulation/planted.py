@@ -14,7 +14,7 @@ import msgspec
 
 import pgha.decide
 import pgha.term
-from flyd.model import Reservations
+from flyd.model import Reservations, Volume
 from flyd.placement import placer
 from flyd.placement.scheduler import Placement, Refusal, Request, Snapshot, schedule
 from flyd.ports import Delete, Put, TxnResult, Unchanged
@@ -37,6 +37,23 @@ def _forgetful(request: Request, snapshot: Snapshot) -> Placement | Refusal:
 def placer_over_capacity() -> Generator[None]:
     """A placer that promises more than a host has."""
     with mock.patch.object(placer, "schedule", _forgetful):
+        yield
+
+
+def _held_too(
+    name: str, request: Request, volumes: tuple[Volume, ...], taken: tuple[str, ...]
+) -> tuple[Volume, ...]:
+    """As if no volume were attached to a machine."""
+    if request.guest is None:
+        return ()
+    here = (v for v in volumes if request.region in (None, v.region))
+    return tuple(v for v in here if v.name == name and v.id not in taken)
+
+
+@contextmanager
+def placer_that_shares_volumes() -> Generator[None]:
+    """A placer that gives a volume to a second machine."""
+    with mock.patch("flyd.placement.scheduler._free_volumes", _held_too):
         yield
 
 

@@ -1,7 +1,8 @@
 """The Postgres world: three real pgha agents over fake servers, clients, and faults.
 
 Owns the fault schedule, the clients and the end of a run. Checkers always on: ledger.py, and
-here: at a take-over the old primary is dead unless its killer was held up (I7, I8). After the
+here: at a take-over the old primary is dead unless its killer was held up (I7, I8), and a new
+primary serves only when a quorum has what it begins with (I9). After the
 faults: a serving primary within HEAL_S, which has every acknowledged row, and all three
 members stream again.
 
@@ -95,6 +96,8 @@ class PostgresWorld:
                 before, self._leader = self._leader, decode(change.value.value, PostgresLeader)
                 if before is not None and before.node != self._leader.node:
                     self._check_old_primary(before)
+                if self._leader.serving:
+                    self._check_complete(self._leader)
 
     def _check_old_primary(self, old: PostgresLeader) -> None:
         """The lease says that the old primary is dead, unless nobody could kill it."""
@@ -105,6 +108,14 @@ class PostgresWorld:
         )
         if server is not None and not server.in_recovery and not server.stopping and not held_up:
             loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} takes over")
+
+    def _check_complete(self, leader: PostgresLeader) -> None:
+        """Before clients are let in, a quorum has all that the new primary begins with (I9)."""
+        epoch = leader.epoch
+        others = [host for host in self.hosts.values() if host.name != leader.node]
+        have = [h.name for h in others if any(entry.timeline == epoch for entry in h.disk.wal)]
+        if len(have) < len(NODES) // 2:
+            current().fail(f"complete: {leader.node} serves in epoch {epoch} and no quorum has its beginning")
 
     # ------------------------------------------------------------------ clients
 

@@ -58,6 +58,7 @@ def test_a_seed_gives_the_same_history_in_any_process(world: str):
     ("world", "bug", "finding", "within"),
     [
         ("machines", planted.placer_over_capacity, "capacity:", 10),
+        ("machines", planted.placer_that_shares_volumes, "volume:", 30),
         ("machines", planted.placer_without_compare, "covered:|leak:", 60),
         ("postgres", planted.take_over_without_votes, "lost:", 100),
         ("postgres", planted.take_over_without_closing, "lost:", 200),
