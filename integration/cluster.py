@@ -29,6 +29,7 @@ BASE = 101
 REGIONS = ("ams", "iad", "sin")
 FLY_TIMEOUT_S = 90.0  # the longest that any command here may take
 WAIT_S = 30.0
+EDGE_S = 5.0
 LOOK_S = 0.1
 
 T = TypeVar("T")
@@ -169,6 +170,15 @@ class Cluster:
     def get(self, region: str, app: str, path: str = "/") -> httpx.Response:
         """One request through a region's edge."""
         return httpx.get(self.edge(region) + path, headers={"Host": app}, timeout=10)
+
+    def wait_served(self, app: str, text: str, *regions: str) -> None:
+        """Return once the edges (all, or these) answer so; they hear of a deploy a moment later."""
+        for region in regions or REGIONS:
+            wait_for(
+                lambda region=region: self.get(region, app).text == text,
+                f"{app} answers {text!r} in {region}",
+                EDGE_S,
+            )
 
     def folder(self, name: str) -> Path:
         """A new, empty folder."""

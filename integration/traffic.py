@@ -110,7 +110,7 @@ class Traffic:
             base_url=self._cluster.edge(region),
             headers={"Host": self._app},
             timeout=ANSWER_TIMEOUT_S,
-            verify=False,  # plain HTTP: reading all certificates for each client would cost more than a request
+            verify=False,  # plain HTTP: reading the certificates would cost more than a request
         )
 
     def _failed(self, name: str, began: float, how: str) -> None:
