@@ -17,7 +17,19 @@ from typing import Protocol
 
 import msgspec
 
-from flyd.model import ExecOutput, ExitStatus, LogLine, MachineSpec, Observed, RunEvent
+from flyd.model import (
+    BlobNeed,
+    BlobPart,
+    ExecOutput,
+    ExitStatus,
+    HeldImage,
+    ImageMove,
+    ImagePlan,
+    LogLine,
+    MachineSpec,
+    Observed,
+    RunEvent,
+)
 
 # --------------------------------------------------------------------------- time and chance
 
@@ -99,7 +111,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class WatchBatch(msgspec.Struct, frozen=True):
-    """Changes that took effect up to and including `revision`, in order."""
+    """Changes that took effect up to and including `revision`, in order; none: a sign of life."""
 
     revision: int
     changes: tuple[Change, ...]
@@ -265,4 +277,45 @@ class SourceStore(Protocol):
 
     def open(self, digest: str) -> AsyncIterator[bytes]:
         """The packed tree in chunks; `NotFound` if it is not on this host."""
+        ...
+
+
+class ImageStore(Protocol):
+    """Container images on a host's engine, moved between hosts by content (flyd/images/)."""
+
+    async def has(self, image_id: str) -> bool:
+        """Whether the engine has the image."""
+        ...
+
+    async def ensure(self, image_id: str) -> ImageMove:
+        """Have the image on the engine, fetched from another host if it is not here yet."""
+        ...
+
+    async def plan(self, image_id: str, layers: Sequence[str]) -> ImagePlan:
+        """What must be sent for an image with these layers (diff ids, the lowest first)."""
+        ...
+
+    async def receive(self, image_id: str, parts: AsyncIterator[BlobPart]) -> ImageMove:
+        """Take the parts, then load the image. What came before a cut is kept; a blob whose
+        sha256 is not its name is `Refused` and forgotten, and nothing of the image is loaded."""
+        ...
+
+    async def layers(self, image_id: str) -> tuple[str, ...]:
+        """The layers of an image that is on this host; `NotFound` if it is not."""
+        ...
+
+    def open(self, image_id: str, needs: Sequence[BlobNeed]) -> AsyncIterator[BlobPart]:
+        """These blobs of an image that is on this host, each from its offset on."""
+        ...
+
+    async def held(self) -> tuple[HeldImage, ...]:
+        """The images that are on this host by flyd's doing."""
+        ...
+
+    async def remove(self, image_id: str) -> None:
+        """Give an image up; one that a container uses stays. Absent is no error."""
+        ...
+
+    async def tidy(self, now_s: float) -> None:
+        """Forget old half-received blobs, and complete ones beyond what is kept to pass on."""
         ...

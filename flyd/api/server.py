@@ -43,7 +43,7 @@ _FILES = (apps_pb2, events_pb2, hosts_pb2, machines_pb2, postgres_pb2, releases_
 def build_server(context: ApiContext) -> grpc.aio.Server:
     """A server with every service, bound to this host's API address, not yet started."""
     server: grpc.aio.Server = cast(Any, grpc.aio).server(
-        interceptors=(ErrorInterceptor(),),
+        interceptors=(ErrorInterceptor(context.mirror.stale_s),),
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),

@@ -21,6 +21,8 @@ from flyd import errors
 log = structlog.get_logger(__name__)
 
 ERROR_KEY = "flyd-error-bin"
+AGE_KEY = "flyd-age-s"  # on an answer made from a view that old, because etcd is not heard of
+STALE_AFTER_S = 5.0
 
 _CODES: dict[type[errors.FlydError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -96,7 +98,18 @@ else:
 
 
 class ErrorInterceptor(_Interceptor):
-    """Wraps every handler so that a raised FlydError becomes its status."""
+    """Wraps every handler so that a raised FlydError becomes its status.
+
+    `stale_s` tells how old the view is that answers are made from; what is older than
+    STALE_AFTER_S is marked so.
+    """
+
+    def __init__(self, stale_s: Callable[[], float]) -> None:
+        self._stale_s = stale_s
+
+    def _mark_age(self, context: Context) -> None:
+        if (age_s := self._stale_s()) > STALE_AFTER_S:
+            context.set_trailing_metadata(((AGE_KEY, f"{age_s:.0f}"),))
 
     async def intercept_service(
         self,
@@ -111,18 +124,20 @@ class ErrorInterceptor(_Interceptor):
         guard = _guard_stream if handler.response_streaming else _guard_unary
         make = getattr(cast(Any, grpc), f"{shape}_rpc_method_handler")
         return make(
-            guard(getattr(handler, shape), handler_call_details.method),
+            guard(getattr(handler, shape), handler_call_details.method, self._mark_age),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
 
 def _guard_unary(
-    behaviour: Callable[[Any, Context], Awaitable[Any]], method: str
+    behaviour: Callable[[Any, Context], Awaitable[Any]], method: str, mark_age: Callable[[Context], None]
 ) -> Callable[[Any, Context], Awaitable[Any]]:
     async def guarded(request: Any, context: Context) -> Any:
         try:
-            return await behaviour(request, context)
+            answer = await behaviour(request, context)
+            mark_age(context)
+            return answer
         except errors.FlydError as error:
             await _end(context, method, error)
         except Exception as bug:
@@ -133,12 +148,13 @@ def _guard_unary(
 
 
 def _guard_stream(
-    behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str
+    behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str, mark_age: Callable[[Context], None]
 ) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async for response in behaviour(request, context):
                 yield response
+            mark_age(context)
         except errors.FlydError as error:
             await _end(context, method, error)
         except Exception as bug:

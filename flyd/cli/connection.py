@@ -17,13 +17,15 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from flyd.api.status import from_rpc
+from flyd.api.status import AGE_KEY, from_rpc
 from flyd.errors import InvalidInput, Unavailable
 
 R = TypeVar("R")
 
 CALL_TIMEOUT_S = 15.0
 ENV = "FLY_API"
+
+_ages_s: list[int] = []  # of this command's answers that were made from an old view
 
 
 def context_path() -> Path:
@@ -95,11 +97,24 @@ def channel() -> grpc.Channel:
 
 
 def call(method: Callable[..., R], request: object, timeout_s: float = CALL_TIMEOUT_S) -> R:
-    """One call with a deadline; a failure as our own error."""
+    """One call with a deadline; a failure as our own error. The answer's age is kept for `check_age`."""
     try:
-        return method(request, timeout=timeout_s)
+        answer, ended = cast(Any, method).with_call(request, timeout=timeout_s)
+        for key, value in ended.trailing_metadata() or ():
+            if key == AGE_KEY:
+                _ages_s.append(int(value))
+        return answer
     except grpc.RpcError as error:
         raise from_rpc(cast(Any, error), ",".join(addresses())) from None
+
+
+def check_age() -> None:
+    """Raise if what was shown is old, because etcd is not heard of: it may have changed since."""
+    if _ages_s:
+        raise Unavailable(
+            f"etcd does not answer: what is shown was known {max(_ages_s)} s ago and may have changed",
+            hint="Machines run on. `fly cluster status` shows etcd's members; a majority must be up.",
+        )
 
 
 def stream(method: Callable[..., Any], request: object) -> Iterator[Any]:

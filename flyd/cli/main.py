@@ -76,6 +76,8 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say nothing that our errors don't
     try:
         result = fly.main(standalone_mode=False)
+        if connection := sys.modules.get("flyd.cli.connection"):  # the verb talked to a cluster
+            connection.check_age()
         sys.exit(result if isinstance(result, int) else 0)
     except FlydError as error:
         from flyd.cli.output import report

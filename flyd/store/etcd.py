@@ -189,7 +189,7 @@ class EtcdKV:
                         failures = 0
                         if batch is not None:
                             position = batch.revision + 1
-                            yield batch
+                        yield batch or WatchBatch(revision=position - 1, changes=())
             except (_NotSent, _Lost) as e:
                 log.info("etcd.watch_moved", prefix=prefix, error=str(e), revision=position)
             self._failed(member)

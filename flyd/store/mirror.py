@@ -55,6 +55,7 @@ class Mirror:
         self._entries: dict[str, KeyValue] = {}
         self._order: list[str] = []  # the keys of _entries, sorted
         self._decoded: dict[str, dict[type[Any], Versioned[Any]]] = {}  # for its newest revision
+        self._heard_at: float | None = None
         self._synced = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -82,6 +83,12 @@ class Mirror:
     async def wait_synced(self) -> None:
         """Return once the view has been read for the first time."""
         await self._synced.wait()
+
+    def stale_s(self) -> float:
+        """Seconds since etcd was last heard of: how old the view may be. 0 before the first view."""
+        if self._heard_at is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._heard_at
 
     async def wait_change(self, version: int) -> int:
         """Return the newest version as soon as it is not `version`."""
@@ -116,6 +123,7 @@ class Mirror:
         relevant = [c for c in changes if c.key.startswith(self._prefixes)]
         applied = [self._apply_one(c) for c in relevant]
         self.revision = revision
+        self._heard_at = asyncio.get_running_loop().time()
         if any(applied):
             self._bump()
 
