@@ -60,10 +60,16 @@ class Running:
 
 
 class Attachment(msgspec.Struct):
-    """What the disk knows of a volume."""
+    """What the disk knows of a volume: its newest epoch, whose that is, and whether it still has it."""
 
-    machine: str = ""
+    claimant: str = ""
     epoch: int = 0
+    held: bool = False
+
+    @property
+    def machine(self) -> str:
+        """Who has it now; empty: nobody."""
+        return self.claimant if self.held else ""
 
 
 class Hardware:
@@ -225,17 +231,17 @@ class SimulatedVolumes:
     async def attach(self, volume_id: str, machine_id: str, epoch: int) -> str:
         await self._hardware.work()
         volume = self._volume(volume_id)
-        if epoch < volume.epoch or (epoch == volume.epoch and volume.machine not in ("", machine_id)):
-            raise Refused(f"volume {volume_id} belongs to {volume.machine} in epoch {volume.epoch}")
-        volume.machine, volume.epoch = machine_id, epoch
+        if epoch < volume.epoch or (epoch == volume.epoch and volume.claimant not in ("", machine_id)):
+            raise Refused(f"volume {volume_id} is {volume.claimant}'s claim with epoch {volume.epoch}")
+        volume.claimant, volume.epoch, volume.held = machine_id, epoch, True
         await self._hardware.work()
         return f"/volumes/{volume_id}"
 
     async def detach(self, volume_id: str, machine_id: str, epoch: int) -> None:
         await self._hardware.work()
-        volume = self._volume(volume_id)
-        if (volume.machine, volume.epoch) == (machine_id, epoch):
-            volume.machine = ""
+        volume = self._hardware.volumes.get(volume_id)
+        if volume is not None and (volume.claimant, volume.epoch) == (machine_id, epoch):
+            volume.held = False
         await self._hardware.work()
 
     async def destroy(self, volume_id: str) -> None:

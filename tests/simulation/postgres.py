@@ -150,7 +150,8 @@ class SimulatedPostgres:
     async def start(self) -> None:
         if self._host.disk.state is not DataState.READY:
             raise Refused(f"{self._host.name} has no usable data")
-        await self.kill()
+        if self._host.server is not None:
+            return
         await self._work((0.01, 0.1))
         self._host.run()
 
@@ -215,6 +216,7 @@ class SimulatedPostgres:
     async def rewind(self, address: str) -> bool:
         """Truncate to where our history leaves theirs."""
         disk = self._host.disk
+        self._reach(address)
         await self.kill()
         if self._host.chance.random() < CANNOT_REWIND:
             return False
@@ -230,6 +232,7 @@ class SimulatedPostgres:
 
     async def copy(self, address: str) -> None:
         disk = self._host.disk
+        self._reach(address)
         await self.kill()
         disk.state = DataState.DAMAGED
         disk.wal, disk.flushed = [], 0
@@ -238,16 +241,22 @@ class SimulatedPostgres:
         disk.flushed = len(disk.wal)
         disk.system_id, disk.state = source.system_id, DataState.READY
 
+    def _reach(self, address: str) -> Server:
+        """The server there; Unavailable if it does not answer."""
+        other = self._host.peer(address)
+        server = other.server
+        if server is None or not server.ready or not self._host.network.reaches(self._host.name, other.name):
+            raise Unavailable(f"{address} does not answer")
+        return server
+
     async def _from(self, address: str) -> Disk:
         """The other's disk, once the work is done; Unavailable if it was not there all the time."""
-        other = self._host.peer(address)
+        server = self._reach(address)
         for _ in range(2):
-            server = other.server
             await self._work((COPY_S[0] / 2, COPY_S[1] / 2))
-            reachable = self._host.network.reaches(self._host.name, other.name)
-            if server is None or server is not other.server or not server.ready or not reachable:
-                raise Unavailable(f"{address} does not answer")
-        return other.disk
+            if self._reach(address) is not server:
+                raise Unavailable(f"{address} went away")
+        return self._host.peer(address).disk
 
 
 class SimulatedKiller:
