@@ -20,6 +20,7 @@ from flyd.model.config import (
     ServicePort,
     StopConfig,
 )
+from flyd.model.image import BlobNeed, BlobPart, HeldImage, ImageMove, ImagePlan
 from flyd.model.machine import (
     MAX_EVENTS,
     CheckStatus,
@@ -42,6 +43,8 @@ __all__ = [
     "MAX_EVENTS",
     "App",
     "AppKind",
+    "BlobNeed",
+    "BlobPart",
     "Check",
     "CheckStatus",
     "Concurrency",
@@ -50,7 +53,10 @@ __all__ = [
     "ExecOutput",
     "ExitStatus",
     "Guest",
+    "HeldImage",
     "Host",
+    "ImageMove",
+    "ImagePlan",
     "LogLine",
     "Machine",
     "MachineConfig",
