@@ -1,12 +1,12 @@
 """A claim made concrete on one host: the environment, command and mounts of a machine.
 
 Owns the reserved variables (FLY_*, PRIMARY_REGION, PORT), their order (secrets over env,
-reserved names over both), and the three rewritings that stand in for what a container
-and a DNS server would do under the process driver:
+reserved names over both), and three rewritings:
 
 - `<postgres app>.internal:5432` becomes this host's endpoint that follows the primary;
-- a mount's path in the machine becomes the volume's path on the host;
-- `$NAME` and `${NAME}` in command words become the machine's own variables (no shell).
+- `$NAME` and `${NAME}` in command words become the machine's own variables (no shell);
+- under the process driver, which has no containers, a mount's path in the machine becomes
+  the volume's path on the host.
 
 Pure; called by operations.py with paths that the volume and source stores gave.
 """
@@ -20,6 +20,7 @@ from flyd.model import Host, Machine, MachineSpec, Value
 
 POSTGRES_PORT = 5432
 SOURCE_PREFIX = "source:sha256:"
+PROCESS_DRIVER = "process"
 RUN_AS = "run_as"  # metadata: the user a machine runs as
 
 
@@ -57,14 +58,15 @@ def machine_spec(
     claim = assignment.claim
     config = claim.config
     mounts = {grant.path: volume_paths[grant.id] for grant in assignment.volumes}
+    rewritten = mounts if host.driver == PROCESS_DRIVER else {}
     given = {
-        name: _localise(value, assignment, host, mounts)
+        name: _localise(value, assignment, host, rewritten)
         for name, value in {**config.env, **assignment.secrets}.items()
     }
     if "PORT" not in given and config.services:
         given["PORT"] = str(config.services[0].internal_port)
     env = {**given, **reserved(assignment)}
-    command = tuple(_expand(_localise(word, assignment, host, mounts), env) for word in config.cmd)
+    command = tuple(_expand(_localise(word, assignment, host, rewritten), env) for word in config.cmd)
     return MachineSpec(
         machine_id=claim.id,
         app=claim.app,
@@ -72,6 +74,7 @@ def machine_spec(
         command=command,
         env=env,
         private_ip=claim.private_ip,
+        image=config.image,
         source_path=source_path,
         mounts=tuple((on_host, in_machine) for in_machine, on_host in mounts.items()),
         user=config.metadata.get(RUN_AS, ""),

@@ -121,12 +121,13 @@ class MachineSpec(Value, frozen=True, kw_only=True):
     machine_id: str
     app: str
     instance_id: str
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # empty: the image's own
     env: dict[str, str]
     private_ip: str
+    image: str = ""  # as the claim names it; what a container is made from
     source_path: str = ""  # the unpacked tree to run in; empty: an empty directory
     mounts: tuple[tuple[str, str], ...] = ()  # (path on the host, path in the machine)
-    user: str = ""  # run as this user where the driver can; empty: as flyd runs
+    user: str = ""  # run as this user where the driver can; empty: as flyd runs, or as the image says
     guest: Guest = Guest()
 
 

@@ -21,8 +21,12 @@ from tests.support.drivers import (
     process_host,
     spec,
 )
+from tests.support.engine import docker_host
 
-HOSTS: dict[str, Callable[[], AbstractContextManager[Rig]]] = {"process": process_host}
+HOSTS: dict[str, Callable[[], AbstractContextManager[Rig]]] = {
+    "docker": docker_host,
+    "process": process_host,
+}
 
 pytestmark = pytest.mark.timeout(60)
 

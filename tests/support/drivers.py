@@ -21,6 +21,7 @@ from flyd.ports import Driver
 from flyd.store.system import SystemClock
 
 WAIT_S = 10.0
+BASE_IMAGE = "flyd-base:bookworm"  # scripts/base-image.sh makes it
 
 
 class Rig(Protocol):
@@ -51,27 +52,8 @@ class Rig(Protocol):
         ...
 
 
-class ProcessRig:
-    """The process driver in a temporary directory."""
-
-    def __init__(self, top: Path) -> None:
-        self.root = top / "machines"
-        self._drivers: list[ProcessDriver] = []
-
-    def driver(self) -> ProcessDriver:
-        """A driver over the one root; the one before is forgotten, as if flyd had been restarted."""
-        self.close()
-        path = os.environ["PATH"]
-        driver = ProcessDriver(
-            self.root, SystemClock(), {"PATH": path, "LANG": "C.UTF-8", "FLYD_HOST": "rig"}
-        )
-        self._drivers.append(driver)
-        return driver
-
-    def close(self) -> None:
-        """Forget the driver; machines run on."""
-        while self._drivers:
-            self._drivers.pop().close()
+class ShellCommands:
+    """The commands of Rig for machines that have a shell."""
 
     def runs(self) -> tuple[str, ...]:
         """See Rig."""
@@ -92,6 +74,29 @@ class ProcessRig:
     def shell(self, script: str) -> tuple[str, ...]:
         """See Rig."""
         return ("sh", "-c", script)
+
+
+class ProcessRig(ShellCommands):
+    """The process driver in a temporary directory."""
+
+    def __init__(self, top: Path) -> None:
+        self.root = top / "machines"
+        self._drivers: list[ProcessDriver] = []
+
+    def driver(self) -> ProcessDriver:
+        """A driver over the one root; the one before is forgotten, as if flyd had been restarted."""
+        self.close()
+        path = os.environ["PATH"]
+        driver = ProcessDriver(
+            self.root, SystemClock(), {"PATH": path, "LANG": "C.UTF-8", "FLYD_HOST": "rig"}
+        )
+        self._drivers.append(driver)
+        return driver
+
+    def close(self) -> None:
+        """Forget the driver; machines run on."""
+        while self._drivers:
+            self._drivers.pop().close()
 
 
 @contextmanager
@@ -131,7 +136,8 @@ def spec(
         instance_id=instance_id,
         command=command,
         env={"COLOUR": "blue"},
-        private_ip="127.0.0.1",
+        private_ip="",  # the engine chooses one; a process has none of its own
+        image=BASE_IMAGE,
         source_path=source_path,
         mounts=mounts,
         user=user,

@@ -36,6 +36,7 @@ def spec(
     *,
     secrets: dict[str, str] | None = None,
     volumes: tuple[VolumeGrant, ...] = (VOLUME,),
+    host: Host = HOST,
     **config: object,
 ) -> MachineSpec:
     made = msgspec.structs.replace(CLAIM.config, cmd=cmd, env=env or {}, **config)
@@ -46,7 +47,7 @@ def spec(
         volumes=volumes,
         databases={"chat-db": 6001, "db": 6002},
     )
-    return machine_spec(assignment, HOST, "/src", {"v1": "/host/data/v1", "v2": "/host/v2"})
+    return machine_spec(assignment, host, "/src", {"v1": "/host/data/v1", "v2": "/host/v2"})
 
 
 def test_reserved_names() -> None:
@@ -96,6 +97,13 @@ def test_mount_paths_become_the_hosts(word: str, expected: str) -> None:
     assert spec(env={"A": word}).env["A"] == expected
 
 
+def test_a_container_has_its_mounts_where_they_are_named() -> None:
+    docker = msgspec.structs.replace(HOST, driver="docker")
+    made = spec(("/data/x", "db.internal:5432"), {"A": "/data"}, host=docker)
+    assert (made.command, made.env["A"]) == (("/data/x", "127.10.0.1:6002"), "/data")
+    assert made.mounts == (("/host/data/v1", "/data"),)
+
+
 def test_nested_mounts_and_what_the_driver_is_told() -> None:
     made = spec(
         ("/data/x", "/data/cache/y"),
@@ -134,6 +142,7 @@ def test_references_in_command_words_are_the_machines_own_variables() -> None:
 def test_the_rest_of_the_spec() -> None:
     made = spec(metadata={"run_as": "postgres"})
     assert (made.machine_id, made.app, made.instance_id) == ("m1", "web", "01A")
+    assert made.image == "host:"
     assert (made.source_path, made.user, made.private_ip) == ("/src", "postgres", "127.10.0.2")
     assert made.guest.memory_mb == 512
 
