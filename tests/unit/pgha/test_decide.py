@@ -1,92 +1,39 @@
-"""Each rule by example, then what must hold for every view."""
+"""Each rule by example."""
 
 from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from flyd.model import PostgresLeader
-from pgha.decide import RULES, acks_needed, decide, may_win, votes_needed
+from pgha.decide import RULES, decide
 from pgha.model import (
     LATCH_S,
-    TTL_S,
-    YIELD_S,
     Action,
     Bootstrap,
     Data,
     DataState,
     Decision,
     Lease,
-    Lineage,
-    Replica,
     Status,
     Switchover,
     View,
-    Vote,
 )
-
-NODES = ("a", "b", "c")
-NOW = 1000.0
-OLD = NOW - TTL_S - 0.01  # seen so long ago that the lease has run out
-LONG_AGO = OLD - YIELD_S
-
-
-def leader(node: str = "a", epoch: int = 4, *, serving: bool = True) -> PostgresLeader:
-    return PostgresLeader(
-        cluster="db", epoch=epoch, node=node, address=f"10.0.0.{node}:5432", serving=serving
-    )
-
-
-def vote(node: str, epoch: int = 4, lsn: int = 100) -> Vote:
-    return Vote(node=node, revision=50, epoch=epoch, lsn=lsn)
-
-
-HISTORY = (
-    Lineage(epoch=2, node="a", system_id="7", parent=1, switch_lsn=10),
-    Lineage(epoch=4, node="a", system_id="7", parent=2, switch_lsn=80),
-)
-STANDBY = Status(
-    running=True,
-    ready=True,
-    timeline=4,
-    flushed_lsn=100,
-    replayed_lsn=100,
-    idle=True,
-    upstream=leader().address,
-    streaming=True,
-)
-PRIMARY = Status(running=True, ready=True, in_recovery=False, timeline=4, flushed_lsn=100, replayed_lsn=100)
-FENCED = msgspec.structs.replace(STANDBY, upstream="", streaming=False)
-# A replica of a living leader; every example changes something of it.
-CALM = View(
-    voters=NODES,
-    bootstrap=Bootstrap(node="a"),
-    leader=leader(),
-    lease=Lease(epoch=4, node="a", count=9),
-    lease_revision=50,
-    lease_seen_s=NOW - 0.3,
-    history=HISTORY,
-    data=Data(state=DataState.READY, system_id="7", promised=20),
-    status=STANDBY,
-)
-LEADING = msgspec.structs.replace(
+from tests.support.pgha_views import (
     CALM,
-    status=PRIMARY,
-    won_epoch=4,
-    complete_lsn=90,
-    replicas=(Replica(name="b", flushed_lsn=95), Replica(name="c", flushed_lsn=85)),
+    EMPTY,
+    FENCED,
+    HISTORY,
+    LEADING,
+    LONG_AGO,
+    NEW,
+    NOW,
+    OLD,
+    PROMISED,
+    ROUND,
+    but,
+    leader,
+    vote,
 )
-PROMISED = Data(state=DataState.READY, system_id="7", promised=50)
-ROUND = msgspec.structs.replace(CALM, lease_seen_s=OLD, status=FENCED, data=PROMISED)
-EMPTY = msgspec.structs.replace(CALM, data=Data(), status=Status())
-NEW = View(voters=NODES)
-
-
-def but(view: View, **changes: object) -> View:
-    return msgspec.structs.replace(view, **changes)
-
 
 EXAMPLES: list[tuple[str, View, str, Decision]] = [
     ("first voter claims", NEW, "a", Decision(rule="bootstrap_claim", action=Action.CLAIM_BOOTSTRAP)),
@@ -351,78 +298,3 @@ def test_examples(view: View, me: str, expected: Decision) -> None:
 def test_every_rule_has_an_example() -> None:
     for rule in RULES:
         assert any(rule(view, me, NOW) is not None for _, view, me, _ in EXAMPLES), rule.__name__
-
-
-@pytest.mark.parametrize("members", range(2, 10))
-def test_every_ack_quorum_meets_every_vote_quorum(members: int) -> None:
-    others = members - 1
-    assert acks_needed(members) + votes_needed(members) > others  # without the old primary's vote
-    assert 1 + acks_needed(members) + votes_needed(members) > members  # with it
-    assert acks_needed(members) <= others
-
-
-lsns = st.integers(0, 3)
-statuses = st.builds(
-    Status,
-    running=st.booleans(),
-    ready=st.booleans(),
-    in_recovery=st.booleans(),
-    timeline=st.integers(1, 5),
-    flushed_lsn=lsns,
-    replayed_lsn=lsns,
-    idle=st.booleans(),
-    upstream=st.sampled_from(["", "x:1", leader().address]),
-    streaming=st.booleans(),
-)
-views = st.builds(
-    View,
-    voters=st.just(NODES),
-    bootstrap=st.sampled_from([None, Bootstrap(node="a")]),
-    leader=st.none() | st.builds(leader, st.sampled_from(NODES), st.integers(2, 5), serving=st.booleans()),
-    lease=st.none()
-    | st.builds(Lease, epoch=st.integers(2, 5), node=st.sampled_from(NODES), released=st.booleans()),
-    lease_revision=st.integers(49, 50),
-    lease_seen_s=st.sampled_from([NOW, OLD, LONG_AGO]),
-    votes=st.lists(
-        st.builds(vote, st.sampled_from(NODES), st.integers(2, 4), lsns), unique_by=lambda v: v.node
-    ).map(tuple),
-    history=st.sampled_from([(), HISTORY[:1], HISTORY]),
-    switchover=st.sampled_from([None, Switchover(), Switchover(target="b")]),
-    data=st.builds(
-        Data, state=st.sampled_from(DataState), system_id=st.just("7"), promised=st.integers(48, 51)
-    ),
-    status=statuses,
-    replicas=st.sampled_from([(), LEADING.replicas]),
-    won_epoch=st.sampled_from([0, 2, 3, 4, 5]),
-    complete_lsn=st.sampled_from([0, 90, 96]),
-    unlatched_s=st.sampled_from([0.0, NOW - 1, NOW - LATCH_S]),
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(view=views, me=st.sampled_from(NODES))
-def test_what_holds_for_every_view(view: View, me: str) -> None:
-    decision = decide(view, me, NOW)
-    assert decision.rule != "no_rule"
-    mine = [v for v in view.votes if v.node == me]
-    if decision.action is Action.TAKE_OVER and view.leader is not None:
-        assert mine
-        assert may_win(view.votes, mine[0], 3) or view.leader.node == me
-        assert decision.revision == view.lease_revision
-        assert decision.epoch == view.leader.epoch + 1
-    if decision.action in (Action.FOLLOW, Action.REWIND):
-        assert view.data.promised < view.lease_revision
-        assert not mine
-    if decision.action in (Action.PROMOTE, Action.SERVE, Action.STEP_DOWN) or decision.rule == "leading":
-        assert view.leader is not None
-        assert (view.leader.node, view.leader.epoch) == (me, view.won_epoch)
-    if view.status.primary() and view.won_epoch == 0:
-        assert decision.action is Action.DEMOTE or decision.rule in (
-            "lost_store",
-            "store_went_back",
-            "foreign_data",
-        )
-    if decision.action in (Action.VOTE, Action.TAKE_OVER):
-        assert view.data.state is DataState.READY
-    if decision.action is Action.COPY:
-        assert view.data.state is not DataState.READY

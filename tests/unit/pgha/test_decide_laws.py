@@ -1,0 +1,105 @@
+"""What must hold for every view."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgha.decide import acks_needed, decide, may_win, votes_needed
+from pgha.model import (
+    LATCH_S,
+    Action,
+    Bootstrap,
+    Data,
+    DataState,
+    Lease,
+    Status,
+    Switchover,
+    View,
+)
+from tests.support.pgha_views import (
+    HISTORY,
+    LEADING,
+    LONG_AGO,
+    NODES,
+    NOW,
+    OLD,
+    leader,
+    vote,
+)
+
+
+@pytest.mark.parametrize("members", range(2, 10))
+def test_every_ack_quorum_meets_every_vote_quorum(members: int) -> None:
+    others = members - 1
+    assert acks_needed(members) + votes_needed(members) > others  # without the old primary's vote
+    assert 1 + acks_needed(members) + votes_needed(members) > members  # with it
+    assert acks_needed(members) <= others
+
+
+lsns = st.integers(0, 3)
+statuses = st.builds(
+    Status,
+    running=st.booleans(),
+    ready=st.booleans(),
+    in_recovery=st.booleans(),
+    timeline=st.integers(1, 5),
+    flushed_lsn=lsns,
+    replayed_lsn=lsns,
+    idle=st.booleans(),
+    upstream=st.sampled_from(["", "x:1", leader().address]),
+    streaming=st.booleans(),
+)
+views = st.builds(
+    View,
+    voters=st.just(NODES),
+    bootstrap=st.sampled_from([None, Bootstrap(node="a")]),
+    leader=st.none() | st.builds(leader, st.sampled_from(NODES), st.integers(2, 5), serving=st.booleans()),
+    lease=st.none()
+    | st.builds(Lease, epoch=st.integers(2, 5), node=st.sampled_from(NODES), released=st.booleans()),
+    lease_revision=st.integers(49, 50),
+    lease_seen_s=st.sampled_from([NOW, OLD, LONG_AGO]),
+    votes=st.lists(
+        st.builds(vote, st.sampled_from(NODES), st.integers(2, 4), lsns), unique_by=lambda v: v.node
+    ).map(tuple),
+    history=st.sampled_from([(), HISTORY[:1], HISTORY]),
+    switchover=st.sampled_from([None, Switchover(), Switchover(target="b")]),
+    data=st.builds(
+        Data, state=st.sampled_from(DataState), system_id=st.just("7"), promised=st.integers(48, 51)
+    ),
+    status=statuses,
+    replicas=st.sampled_from([(), LEADING.replicas]),
+    won_epoch=st.sampled_from([0, 2, 3, 4, 5]),
+    complete_lsn=st.sampled_from([0, 90, 96]),
+    unlatched_s=st.sampled_from([0.0, NOW - 1, NOW - LATCH_S]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(view=views, me=st.sampled_from(NODES))
+def test_what_holds_for_every_view(view: View, me: str) -> None:
+    decision = decide(view, me, NOW)
+    assert decision.rule != "no_rule"
+    mine = [v for v in view.votes if v.node == me]
+    if decision.action is Action.TAKE_OVER and view.leader is not None:
+        assert mine
+        assert may_win(view.votes, mine[0], 3) or view.leader.node == me
+        assert decision.revision == view.lease_revision
+        assert decision.epoch == view.leader.epoch + 1
+    if decision.action in (Action.FOLLOW, Action.REWIND):
+        assert view.data.promised < view.lease_revision
+        assert not mine
+    if decision.action in (Action.PROMOTE, Action.SERVE, Action.STEP_DOWN) or decision.rule == "leading":
+        assert view.leader is not None
+        assert (view.leader.node, view.leader.epoch) == (me, view.won_epoch)
+    if view.status.primary() and view.won_epoch == 0:
+        assert decision.action is Action.DEMOTE or decision.rule in (
+            "lost_store",
+            "store_went_back",
+            "foreign_data",
+        )
+    if decision.action in (Action.VOTE, Action.TAKE_OVER):
+        assert view.data.state is DataState.READY
+    if decision.action is Action.COPY:
+        assert view.data.state is not DataState.READY
