@@ -1,7 +1,7 @@
 """The lifecycle of a machine as one table: (state, trigger) -> state.
 
 Owns which change is legal, how long a state that should pass may last, and the diagram
-in the docs/machines.md (generated from the table, so it can not lie). After Fly's table, without
+in docs/machines.md (generated from the table, so it can not lie). After Fly's table, without
 suspend and update: a deploy makes new machines. `None` is "not known on this host yet".
 
 A missing key is a typed error: `Conflict` where somebody asked for it, `InvariantBroken`
