@@ -48,7 +48,7 @@ class Ran:
         return json.loads(self.out)
 
 
-def wait_for(look: Callable[[], T], what: str, timeout_s: float = WAIT_S) -> T:
+def wait_for(look: Callable[[], T | None], what: str, timeout_s: float = WAIT_S) -> T:
     """The first true answer of `look`."""
     give_up_at = time.monotonic() + timeout_s
     while not (found := look()):

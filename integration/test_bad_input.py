@@ -96,6 +96,17 @@ def test_unknown_region(cluster: Cluster) -> None:
     assert "pg" not in names
 
 
+def test_launch_begins_nothing_that_it_can_not_finish(cluster: Cluster) -> None:
+    folder = cluster.folder("launched")
+    (folder / "Procfile").write_text("web: python -u app.py\n")
+    words = ("launch", "--yes", "--name", "launched")
+    said(cluster.fly.refused(INVALID, *words, "--regions", "ams", "--postgres", cwd=folder), "two regions")
+    said(cluster.fly.refused(INVALID, *words, "--regions", "xyz", cwd=folder), "'xyz'")
+    said(cluster.fly.refused(CONFLICT, "launch", "--yes", "--name", "chat", cwd=folder), "'chat'")
+    assert [path.name for path in folder.iterdir()] == ["Procfile"]
+    assert "launched" not in [app["name"] for app in cluster.fly("apps", "list", "--json").json()]
+
+
 def test_app_names(cluster: Cluster) -> None:
     cluster.fly("apps", "create", "twice")
     said(cluster.fly.refused(CONFLICT, "apps", "create", "twice"), "'twice'", "fly apps list")
@@ -258,17 +269,26 @@ def test_etcd_away(cluster: Cluster) -> None:
     try:
         for pid in members:
             os.kill(pid, signal.SIGSTOP)
-        for words in (
+        began = time.monotonic()
+        commands = (
             ("apps", "create", "while-away"),
             ("machine", "stop", notes["id"]),
             ("volumes", "create", "data", "-a", "frozen", "-r", "ams"),
             ("secrets", "set", "A=b", "-a", "frozen"),
             ("deploy", "-a", "frozen", "-c", str(EXAMPLES / "notes/fly.toml")),
             ("postgres", "create", "away-db", "--regions", "ams,iad"),
-        ):
-            began = time.monotonic()
-            said(cluster.fly.refused(UNAVAILABLE, *words), "etcd")
-            assert time.monotonic() - began < 20
+        )
+        for command in [cluster.fly.start(*words) for words in commands]:
+            ran = ended(command)
+            assert ran.code == UNAVAILABLE, ran.err
+            said(ran.err, "Error: ", "etcd")
+        assert time.monotonic() - began < 20
+        ran = wait_for(
+            lambda: ran if (ran := cluster.fly.run("status", "-a", "chat")).code == UNAVAILABLE else None,
+            "what is shown is said to be old",
+        )
+        said(ran.err, "etcd does not answer", "may have changed")
+        assert ran.out.count("started") == len(REGIONS)
         for region in REGIONS:
             assert cluster.get(region, "chat", "/healthz").text == "ok\n"
             assert cluster.get(region, "notes", "/notes/notes.json?_shape=array").status_code == 200

@@ -17,7 +17,7 @@ from flyd.cli import hosts as hosts_verbs
 from flyd.cli import postgres as postgres_verbs
 from flyd.cli.connection import call
 from flyd.cli.options import json_option, split
-from flyd.cli.output import done, out, say, waiting
+from flyd.cli.output import done, say, waiting, warn
 from flyd.deploy import appconfig
 from flyd.errors import InvalidInput
 from flyd.v1 import apps_pb2, hosts_pb2, postgres_pb2
@@ -41,8 +41,7 @@ def start_command(directory: Path) -> str:
             name, _, command = line.partition(":")
             if name.strip() == "web" and command.strip():
                 return command.strip()
-    package = directory / "package.json"
-    if package.exists() and "start" in json.loads(package.read_text()).get("scripts", {}):
+    if _has_npm_start(directory / "package.json"):
         return "npm start"
     for sign, command in STARTERS:
         if (directory / sign).exists():
@@ -51,6 +50,20 @@ def start_command(directory: Path) -> str:
         f"{directory}: no fly.toml, and no sign of how to start this app",
         hint='Say it: fly launch --command "python app.py". It must listen on $FLY_PRIVATE_IP:$PORT.',
     )
+
+
+def _has_npm_start(package: Path) -> bool:
+    if not package.exists():
+        return False
+    try:
+        scripts = json.loads(package.read_text())["scripts"]
+    except (KeyError, TypeError):
+        return False
+    except ValueError as error:
+        raise InvalidInput(
+            f"{package}: {error}", hint="Mend it, or say how the app starts with --command."
+        ) from None
+    return isinstance(scripts, dict) and "start" in scripts
 
 
 def new_config(app: str, regions: list[str], command: str) -> str:
@@ -117,6 +130,11 @@ def launch(
     wanted = split(ask(regions, "Regions (the first is primary)", ",".join(default_regions)))
     with_postgres = confirm(postgres, "Postgres?", False)
     deploying = confirm(deploy_now, "Deploy now?", True)
+    if with_postgres and len(wanted) < 2:
+        raise InvalidInput(
+            "Postgres needs at least two regions: with one copy, losing its host loses the data",
+            hint="fly launch --regions ams,iad",
+        )
 
     call(apps_verbs.stub().CreateApp, apps_pb2.CreateAppRequest(app_name=app, regions=wanted))
     done(f"app {app} in {', '.join(wanted)}")
@@ -124,11 +142,13 @@ def launch(
         text = new_config(app, wanted, starter)
         path.write_text(text)
         done("wrote fly.toml")
+    elif config and config.app != app:
+        warn(f'fly.toml names the app {config.app or "nothing"}: write app = "{app}" there, or give -a {app}')
     if with_postgres:
         _create_postgres(app, wanted)
     if deploying:
         deploy_verbs.begin(app, text, directory, wanted, "launched", False, json_output)
-        out.print(f"Open it in any region: curl -H 'Host: {app}' http://HOST:PORT (fly hosts list)")
+        say(f"Open it in any region: curl -H 'Host: {app}' http://HOST:PORT (fly hosts list)")
     else:
         say(f"When you are ready: fly deploy -a {app}")
 
@@ -137,11 +157,6 @@ def _create_postgres(app: str, regions: list[str]) -> None:
     """A cluster beside the app, attached to it."""
     cluster = f"{app}-db"
     stub = postgres_verbs.stub()
-    if len(regions) < 2:
-        raise InvalidInput(
-            "Postgres needs at least two regions: with one copy, losing its host loses the data",
-            hint="fly launch --regions ams,iad",
-        )
     with waiting(f"creating Postgres {cluster} in {', '.join(regions)}"):
         call(
             stub.CreateCluster,
