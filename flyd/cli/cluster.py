@@ -7,9 +7,11 @@ import click
 from flyd.cli.connection import forget_context, save_context
 from flyd.cli.options import json_option
 from flyd.cli.output import done, emit, say, state, table, waiting
-from flyd.cluster import local
-from flyd.cluster.layout import DEFAULT_BASE, HTTP_PORT, layout
+from flyd.cluster.layout import HTTP_PORT, container_layout, layout
+from flyd.cluster.registry import open_cluster, recall
 from flyd.model import Resources
+
+BASES = {"process": 11, "docker": 210}
 
 name_option = click.option("--name", default="local", show_default=True, help="Which cluster.")
 
@@ -28,17 +30,32 @@ Examples:
 @name_option
 @click.option("--regions", default="ams,iad,sin", show_default=True, help="One host in each; 1, 3 or 5.")
 @click.option(
-    "--base", default=DEFAULT_BASE, show_default=True, help="Hosts are 127.BASE.0.1, 127.BASE+1.0.1, ..."
+    "--provider",
+    type=click.Choice(["process", "docker"]),
+    default="process",
+    show_default=True,
+    help="What a host is: processes on a loopback network, or a container with an engine of its own.",
 )
+@click.option("--base", type=int, help="Second number of the hosts' addresses [default: 11, docker: 210].")
 @click.option("--cpus", default=4, show_default=True, help="Capacity of each host.")
 @click.option("--memory", default=4096, show_default=True, help="Capacity of each host, in MB.")
 @click.option("--disk", default=50, show_default=True, help="Capacity of each host, in GB.")
 @json_option
-def up(name: str, regions: str, base: int, cpus: int, memory: int, disk: int, json_output: bool) -> None:
+def up(
+    name: str,
+    regions: str,
+    provider: str,
+    base: int | None,
+    cpus: int,
+    memory: int,
+    disk: int,
+    json_output: bool,
+) -> None:
     """Start a cluster and make it the one that `fly` talks to."""
     wanted = tuple(part.strip() for part in regions.split(",") if part.strip())
-    plan = layout(name, wanted, base, Resources(cpus=cpus, memory_mb=memory, disk_gb=disk))
-    made = local.LocalCluster(plan)
+    shape = container_layout if provider == "docker" else layout
+    plan = shape(name, wanted, base or BASES[provider], Resources(cpus=cpus, memory_mb=memory, disk_gb=disk))
+    made = open_cluster(plan)
     with waiting("starting") as update:
         made.up(lambda text: update(f"starting {text}"))
     save_context(plan.api)
@@ -55,7 +72,7 @@ def up(name: str, regions: str, base: int, cpus: int, memory: int, disk: int, js
 @name_option
 def down(name: str) -> None:
     """Stop everything of a cluster and delete its data."""
-    found = local.LocalCluster.load(name)
+    found = open_cluster(recall(name))
     with waiting("stopping"):
         killed = found.down()
     forget_context(found.plan.api)
@@ -67,7 +84,7 @@ def down(name: str) -> None:
 @json_option
 def status(name: str, json_output: bool) -> None:
     """What runs of a cluster."""
-    found = local.LocalCluster.load(name)
+    found = open_cluster(recall(name))
     hosts = found.status()
     if json_output:
         emit([{f: getattr(h, f) for f in h.__struct_fields__} for h in hosts])
@@ -94,7 +111,7 @@ def status(name: str, json_output: bool) -> None:
 @click.argument("region")
 def kill_host(name: str, region: str) -> None:
     """Lose a host: SIGKILL its flyd, Envoy, etcd member and machines, as a power cut would."""
-    found = local.LocalCluster.load(name)
+    found = open_cluster(recall(name))
     killed = found.kill_host(found.plan.host(region))
     done(f"{region} is dead ({killed} processes). `fly cluster start-host {region}` brings it back.")
 
@@ -104,7 +121,7 @@ def kill_host(name: str, region: str) -> None:
 @click.argument("region")
 def start_host(name: str, region: str) -> None:
     """Bring a lost host back with the disks it had."""
-    found = local.LocalCluster.load(name)
+    found = open_cluster(recall(name))
     with waiting(f"starting {region}"):
         found.start_host(found.plan.host(region))
     done(f"{region} is back")

@@ -22,6 +22,7 @@ from docker.types import IPAMConfig, IPAMPool
 import flyd
 from flyd.cluster.layout import Layout, LocalHost, etcd_command, flyd_config
 from flyd.cluster.readiness import Progress, wait_serving
+from flyd.cluster.registry import HostProcesses, folder, remember
 from flyd.errors import Conflict, Unavailable
 
 HOST_IMAGE = "flyd-host"
@@ -31,6 +32,7 @@ CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"]
 LOG_FOLDER = "/var/log/flyd"
 DATA_FOLDER = "/var/lib/flyd"
 LABEL = "flyd.cluster"
+ETCD, FLYD = "--initial-cluster-token", "flyd.daemon"  # words of their command lines
 
 
 def installation_mounts() -> dict[str, dict[str, str]]:
@@ -56,9 +58,9 @@ def engine() -> Any:
 class ContainerCluster:
     """One cluster of containers, by its layout. `root` holds the hosts' configuration files."""
 
-    def __init__(self, plan: Layout, root: Path) -> None:
+    def __init__(self, plan: Layout) -> None:
         self.plan = plan
-        self.root = root
+        self.root = folder(plan.name)
         self._engine = engine()
 
     @property
@@ -74,6 +76,7 @@ class ContainerCluster:
         """Start everything and wait until each flyd answers; on failure nothing is left."""
         progress("the image of a host (once: about two minutes)")
         self._ensure_images()
+        remember(self.plan)
         try:
             self._create_network()
             for host in self.plan.hosts:
@@ -96,6 +99,7 @@ class ContainerCluster:
             volume.remove(force=True)
         for network in self._engine.networks.list(names=[self.network]):
             network.remove()
+        shutil.rmtree(self.root, ignore_errors=True)
         return len(containers)
 
     def kill_host(self, host: LocalHost) -> int:
@@ -134,8 +138,24 @@ class ContainerCluster:
             raise Unavailable(f"{' '.join(command)} on {host.name} ended with {code}: {text.strip()}")
         return text
 
-    def processes(self, host: LocalHost) -> dict[int, str]:
-        """What runs in a host, by pid as the machine sees it; empty if it is down."""
+    def status(self) -> list[HostProcesses]:
+        """What runs of each host; pids as the machine sees them."""
+        found: list[HostProcesses] = []
+        for host in self.plan.hosts:
+            running = self._processes(host)
+            pids = {word: next((p for p, c in running.items() if word in c), 0) for word in (ETCD, FLYD)}
+            found.append(
+                HostProcesses(
+                    name=host.name,
+                    region=host.region,
+                    etcd_pid=pids[ETCD],
+                    flyd_pid=pids[FLYD],
+                    processes=len(running),
+                )
+            )
+        return found
+
+    def _processes(self, host: LocalHost) -> dict[int, str]:
         try:
             rows = self._container(host).top()["Processes"]
         except APIError:

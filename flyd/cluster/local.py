@@ -25,23 +25,8 @@ from flyd.cluster.layout import (
     flyd_config,
 )
 from flyd.cluster.readiness import Progress, wait_serving
-from flyd.errors import Conflict, NotFound, Refused
-from flyd.model import Value, decode, encode
-
-STATE_FILE = "cluster.json"
-
-
-def home() -> Path:
-    """Where clusters live: FLYD_HOME, else /var/lib/flyd for root, else the user's data folder.
-
-    Not below /root, because Postgres runs as another user and must get to its files.
-    """
-    if chosen := os.environ.get("FLYD_HOME"):
-        return Path(chosen)
-    if os.geteuid() == 0:
-        return Path("/var/lib/flyd")
-    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
-    return Path(data) / "flyd"
+from flyd.cluster.registry import HostProcesses, folder, home, recall, remember
+from flyd.errors import NotFound, Refused
 
 
 def check_readable(path: Path) -> None:
@@ -49,27 +34,12 @@ def check_readable(path: Path) -> None:
     if os.geteuid() != 0:
         return
     path = path.absolute()
-    for folder in (*reversed(path.parents), path):
-        if folder.exists() and not folder.stat().st_mode & stat.S_IXOTH:
+    for above in (*reversed(path.parents), path):
+        if above.exists() and not above.stat().st_mode & stat.S_IXOTH:
             raise Refused(
-                f"{folder} lets no other user pass, but Postgres runs as one and has its data below {path}",
-                hint=f"chmod o+x {folder}, or FLYD_HOME=/another/folder.",
+                f"{above} lets no other user pass, but Postgres runs as one and has its data below {path}",
+                hint=f"chmod o+x {above}, or FLYD_HOME=/another/folder.",
             )
-
-
-def names() -> list[str]:
-    """The clusters that exist on this machine."""
-    return sorted(path.parent.name for path in (home() / "clusters").glob(f"*/{STATE_FILE}"))
-
-
-class HostProcesses(Value, frozen=True, kw_only=True):
-    """What runs of one host."""
-
-    name: str
-    region: str
-    etcd_pid: int
-    flyd_pid: int
-    processes: int
 
 
 class LocalCluster:
@@ -77,18 +47,12 @@ class LocalCluster:
 
     def __init__(self, plan: Layout) -> None:
         self.plan = plan
-        self.root = home() / "clusters" / plan.name
+        self.root = folder(plan.name)
 
     @classmethod
     def load(cls, name: str) -> LocalCluster:
         """A cluster that `up` made."""
-        try:
-            return cls(decode((home() / "clusters" / name / STATE_FILE).read_bytes(), Layout))
-        except FileNotFoundError:
-            raise NotFound(
-                f"there is no local cluster {name!r}",
-                hint=f"`fly cluster up` makes one. There are: {', '.join(names()) or 'none'}.",
-            ) from None
+        return cls(recall(name))
 
     def mark(self, host: LocalHost | None = None) -> str:
         """The mark of the cluster's, or of one host's, processes."""
@@ -96,16 +60,10 @@ class LocalCluster:
 
     def up(self, progress: Progress) -> None:
         """Start everything and wait until each flyd answers; on failure nothing is left."""
-        if (self.root / STATE_FILE).exists():
-            raise Conflict(
-                f"the local cluster {self.plan.name!r} exists already",
-                hint="`fly cluster status` shows it, `fly cluster down` removes it.",
-            )
         check_readable(home())
         for host in self.plan.hosts:
             self._check_ports(host)
-        self.root.mkdir(parents=True)
-        (self.root / STATE_FILE).write_bytes(encode(self.plan))
+        remember(self.plan)
         try:
             for host in self.plan.hosts:
                 progress(f"etcd on {host.name} ({host.address})")

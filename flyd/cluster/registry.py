@@ -1,0 +1,109 @@
+"""The clusters of this machine: where each keeps its files, what it looks like, what kind it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from flyd.cluster.layout import Layout, LocalHost
+from flyd.cluster.readiness import Progress
+from flyd.errors import Conflict, NotFound
+from flyd.model import Value, decode, encode
+
+STATE_FILE = "cluster.json"
+
+
+class HostProcesses(Value, frozen=True, kw_only=True):
+    """What runs of one host."""
+
+    name: str
+    region: str
+    etcd_pid: int
+    flyd_pid: int
+    processes: int
+
+
+class Cluster(Protocol):
+    """A cluster on this machine, whatever its hosts are made of."""
+
+    plan: Layout
+    root: Path
+
+    def up(self, progress: Progress) -> None:
+        """Start everything and wait until each flyd answers; on failure nothing is left."""
+        ...
+
+    def down(self) -> int:
+        """End all that belongs to the cluster and remove its files; how many processes there were."""
+        ...
+
+    def kill_host(self, host: LocalHost) -> int:
+        """Lose a host as by a power cut; how many processes there were."""
+        ...
+
+    def start_host(self, host: LocalHost) -> None:
+        """Bring a lost host back, with the disks it had."""
+        ...
+
+    def status(self) -> list[HostProcesses]:
+        """What runs of each host."""
+        ...
+
+
+def home() -> Path:
+    """Where clusters live: FLYD_HOME, else /var/lib/flyd for root, else the user's data folder.
+
+    Not below /root, because Postgres runs as another user and must get to its files.
+    """
+    if chosen := os.environ.get("FLYD_HOME"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/flyd")
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return Path(data) / "flyd"
+
+
+def folder(name: str) -> Path:
+    """Where one cluster keeps its files."""
+    return home() / "clusters" / name
+
+
+def names() -> list[str]:
+    """The clusters that exist on this machine."""
+    return sorted(path.parent.name for path in (home() / "clusters").glob(f"*/{STATE_FILE}"))
+
+
+def remember(plan: Layout) -> Path:
+    """Write a new cluster's layout down; Conflict if there is one of that name. Its folder."""
+    root = folder(plan.name)
+    if (root / STATE_FILE).exists():
+        raise Conflict(
+            f"the local cluster {plan.name!r} exists already",
+            hint="`fly cluster status` shows it, `fly cluster down` removes it.",
+        )
+    root.mkdir(parents=True)
+    (root / STATE_FILE).write_bytes(encode(plan))
+    return root
+
+
+def recall(name: str) -> Layout:
+    """The layout of a cluster that exists."""
+    try:
+        return decode((folder(name) / STATE_FILE).read_bytes(), Layout)
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no local cluster {name!r}",
+            hint=f"`fly cluster up` makes one. There are: {', '.join(names()) or 'none'}.",
+        ) from None
+
+
+def open_cluster(plan: Layout) -> Cluster:
+    """The cluster of this layout, by its provider."""
+    if plan.provider == "docker":
+        from flyd.cluster.containers import ContainerCluster  # only this one needs an engine
+
+        return ContainerCluster(plan)
+    from flyd.cluster.local import LocalCluster
+
+    return LocalCluster(plan)
