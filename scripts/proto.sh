@@ -13,5 +13,5 @@ cp "$site"/google/api/{annotations,http}.proto "$work/google/api/"
 printf 'version: v2\nmodules:\n  - path: proto\n  - path: .\n    includes: [google]\n    lint: {ignore: [google]}\nlint: {use: [STANDARD]}\n' >"$work/buf.yaml"
 (cd "$work" && "$OLDPWD/.venv/bin/buf" lint proto)
 PATH="$PWD/.venv/bin:$PATH" .venv/bin/python -m grpc_tools.protoc -I proto -I "$work" \
-  --python_out="$out" --mypy_out="$out" --grpc_python_out="$out" --mypy_grpc_out="$out" proto/flyd/v1/*.proto
+  --python_out="$out" --mypy_out="quiet:$out" --grpc_python_out="$out" --mypy_grpc_out="quiet:$out" proto/flyd/v1/*.proto
 touch "$out/flyd/v1/__init__.py"
