@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flyd.api.peers import Peers
 from flyd.errors import NotFound
 from flyd.model import App, Host, Machine, MachineStatus
-from flyd.ports import KV, Clock, Driver, Entropy, SourceStore
+from flyd.ports import KV, Clock, Driver, Entropy, ImageStore, SourceStore
 from flyd.store import keys
 from flyd.store.mirror import Mirror
 
@@ -25,6 +25,7 @@ class ApiContext:
     sources: SourceStore
     peers: Peers
     etcd_endpoints: tuple[str, ...]
+    images: ImageStore | None = None  # None: this host's driver runs no containers
 
     def app(self, name: str) -> App:
         """The application, or NotFound with the names that exist."""

@@ -46,13 +46,19 @@ class Peers:
             )
         return self._channels[host.api_address]
 
+    def living(self) -> list[Host]:
+        """The other hosts whose lease stands."""
+        hosts = [item.value for item in self._mirror.list(keys.HOSTS, Host)]
+        return [
+            host
+            for host in hosts
+            if host.name != self._self_name and self._mirror.get(keys.alive(host.name), bool) is not None
+        ]
+
     async def fetch_source(self, digest: str) -> AsyncIterator[bytes]:
         """A packed source tree from the first living host that has it."""
         tried: list[str] = []
-        for item in self._mirror.list(keys.HOSTS, Host):
-            host = item.value
-            if host.name == self._self_name or self._mirror.get(keys.alive(host.name), bool) is None:
-                continue
+        for host in self.living():
             stub = releases_pb2_grpc.ReleasesServiceStub(self.channel(host))
             began = False
             try:

@@ -12,6 +12,7 @@ from flyd.api.apps import AppsServicer
 from flyd.api.context import ApiContext
 from flyd.api.events import EventsServicer
 from flyd.api.hosts import HostsServicer
+from flyd.api.images import ImagesServicer
 from flyd.api.machines import MachinesServicer
 from flyd.api.postgres import PostgresServicer
 from flyd.api.releases import ReleasesServicer
@@ -25,6 +26,8 @@ from flyd.v1 import (
     events_pb2_grpc,
     hosts_pb2,
     hosts_pb2_grpc,
+    images_pb2,
+    images_pb2_grpc,
     machines_pb2,
     machines_pb2_grpc,
     postgres_pb2,
@@ -37,7 +40,7 @@ from flyd.v1 import (
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
-_FILES = (apps_pb2, events_pb2, hosts_pb2, machines_pb2, postgres_pb2, releases_pb2, volumes_pb2)
+_FILES = (apps_pb2, events_pb2, hosts_pb2, images_pb2, machines_pb2, postgres_pb2, releases_pb2, volumes_pb2)
 
 
 def build_server(context: ApiContext) -> grpc.aio.Server:
@@ -52,6 +55,7 @@ def build_server(context: ApiContext) -> grpc.aio.Server:
     apps_pb2_grpc.add_AppsServiceServicer_to_server(AppsServicer(context), server)
     events_pb2_grpc.add_EventsServiceServicer_to_server(EventsServicer(context), server)
     hosts_pb2_grpc.add_HostsServiceServicer_to_server(HostsServicer(context), server)
+    images_pb2_grpc.add_ImagesServiceServicer_to_server(ImagesServicer(context), server)
     machines_pb2_grpc.add_MachinesServiceServicer_to_server(MachinesServicer(context), server)
     postgres_pb2_grpc.add_PostgresServiceServicer_to_server(PostgresServicer(context), server)
     releases_pb2_grpc.add_ReleasesServiceServicer_to_server(ReleasesServicer(context), server)

@@ -41,7 +41,7 @@ from flyd.model import (
     Secrets,
     Volume,
 )
-from flyd.ports import KV, Clock, Driver, Entropy, RunLog, SourceStore, VolumeStore
+from flyd.ports import KV, Clock, Driver, Entropy, ImageStore, RunLog, SourceStore, VolumeStore
 from flyd.store import keys
 from flyd.store.mirror import Mirror
 
@@ -68,6 +68,7 @@ class HostLoop:
         clock: Clock,
         entropy: Entropy,
         probe: Probe,
+        images: ImageStore | None = None,
     ) -> None:
         self._host = host
         self._kv = kv
@@ -78,7 +79,7 @@ class HostLoop:
         self._probe = probe
         self._statuses = Statuses(kv, host.name, self._status, self._my_claim)
         self._records = Records(run_log, self._statuses.changed)
-        self._tools = Tools(host, kv, driver, run_log, volumes, sources, clock, self._records)
+        self._tools = Tools(host, kv, driver, run_log, volumes, sources, clock, self._records, images)
         self._synced = False
         self._claims: dict[str, tuple[Machine, int]] = {}  # ours, with their revision
         self._freed: dict[str, int] = {}  # revisions of claims that were freed and may still be mirrored

@@ -44,7 +44,8 @@ from flyd.machines.saga import (
 )
 from flyd.machines.states import DEADLINES_S, MAX_STOP_TIMEOUT_S, Trigger
 from flyd.model import ExitStatus, Host, MachineEvent, MachineSpec, Observed, RunEvent, Value, decode, encode
-from flyd.ports import KV, Clock, Driver, RunLog, SourceStore, VolumeStore
+from flyd.model.image import image_id
+from flyd.ports import KV, Clock, Driver, ImageStore, RunLog, SourceStore, VolumeStore
 
 SOURCE = Step(name="source")
 VOLUMES = Step(name="volumes", undoable=True)
@@ -130,6 +131,7 @@ class Tools:
     sources: SourceStore
     clock: Clock
     records: Records
+    images: ImageStore | None = None  # None: this host's driver runs no containers
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,15 @@ Facts = dict[str, Any]
 
 
 async def _source(task: Task) -> Facts:
-    digest = source_digest(task.assignment.claim.config.image)
+    reference = task.assignment.claim.config.image
+    if image := image_id(reference):
+        if task.tools.images is None:
+            raise Refused(
+                f"host {task.tools.host.name} runs no container images, and {reference[:26]} is one",
+                hint="All hosts of a cluster run one driver; deploy again once they do.",
+            )
+        await task.tools.images.ensure(image)
+    digest = source_digest(reference)
     return {"source_path": await task.tools.sources.ensure(digest) if digest else ""}
 
 
