@@ -27,7 +27,9 @@ def rig() -> Iterator[ProcessRig]:
 
 async def test_environment_directory_and_private_copy(rig: ProcessRig, tmp_path: Path) -> None:
     (tmp_path / "app.txt").write_text("as released")
-    (tmp_path / "run.sh").write_text("#!/bin/sh\necho changed > app.txt\nenv | sort\npwd\nexec sleep 1000\n")
+    (tmp_path / "run.sh").write_text(
+        "#!/bin/sh\n[ -e kept ] || echo changed | tee app.txt > kept\nenv | sort\npwd\nexec sleep 1000\n"
+    )
     (tmp_path / "run.sh").chmod(0o755)
     driver = rig.driver()
     machine = spec(("./run.sh",), source_path=str(tmp_path))
