@@ -15,7 +15,7 @@ from flyd.machines.docker import DockerDriver
 from flyd.model import Guest, MachineSpec
 from flyd.store.system import SystemClock
 from tests.support.drivers import WAIT_S, collected, first_lines, running, spec, until
-from tests.support.engine import DockerRig, docker_host
+from tests.support.engine import DockerRig, Wire, docker_host
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -245,6 +245,32 @@ async def test_an_engine_that_is_not_there(tmp_path: Path, rig: DockerRig) -> No
         assert "docker" in raised.value.hint
     finally:
         driver.close()
+
+
+async def test_an_end_while_the_engine_was_out_of_reach_is_told_later(rig: DockerRig, tmp_path: Path) -> None:
+    wire = Wire(tmp_path / "docker.sock")
+    await wire.join()
+    driver = rig.driver(wire.url)
+    for name in ("m1", "m2"):
+        await started(driver, spec(rig.runs(), name))
+    following = asyncio.gather(first_lines(driver, "m2", 2))
+    exits = driver.exits()
+    await wire.cut()
+    with pytest.raises(Unavailable, match="does not answer"):
+        await driver.observe()
+    rig.client.kill("flyd-m1", "SIGKILL")
+    rig.client.wait("flyd-m1")
+    await wire.join()
+    async with asyncio.timeout(WAIT_S):
+        assert await anext(exits) == "m1"
+    seen = await driver.observe()
+    assert [seen[name].running for name in ("m1", "m2")] == [False, True]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await anext(exits)
+    with pytest.raises(Unavailable):
+        await following
+    await wire.cut()
 
 
 async def test_a_network_of_another_subnet_is_not_used(rig: DockerRig, tmp_path: Path) -> None:

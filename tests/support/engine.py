@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from docker import APIClient
 from docker.errors import DockerException, NotFound
 
 from flyd.machines.docker import DockerDriver
+from flyd.machines.docker_engine import DEFAULT_URL
 from flyd.machines.docker_spec import LABEL_HOST, HostNetwork
 from flyd.store.system import SystemClock
 from tests.support.drivers import ShellCommands
@@ -51,10 +53,10 @@ class DockerRig(ShellCommands):
         self.state_dir = top
         self._drivers: list[DockerDriver] = []
 
-    def driver(self) -> DockerDriver:
+    def driver(self, url: str = DEFAULT_URL) -> DockerDriver:
         """A driver over the one host; the one before is forgotten, as if flyd had been restarted."""
         self.close()
-        driver = DockerDriver(self.network, self.state_dir, SystemClock(), {"FLYD_HOST": "rig"})
+        driver = DockerDriver(self.network, self.state_dir, SystemClock(), {"FLYD_HOST": "rig"}, url=url)
         self._drivers.append(driver)
         return driver
 
@@ -74,6 +76,42 @@ class DockerRig(ShellCommands):
             self.client.remove_container(container["Id"], v=True, force=True)
         with suppress(NotFound):
             self.client.remove_network(self.network.name)
+
+
+class Wire:
+    """A socket in front of the engine's that can be cut, as when the engine is restarted."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"unix://{path}"
+        self._path = path
+        self._server: asyncio.Server | None = None
+        self._ends: list[asyncio.StreamWriter] = []
+
+    async def join(self) -> None:
+        """Let calls through."""
+        self._server = await asyncio.start_unix_server(self._forward, self._path)
+
+    async def cut(self) -> None:
+        """End every call, and refuse new ones."""
+        assert self._server is not None
+        self._server.close()
+        self._path.unlink()
+        while self._ends:
+            self._ends.pop().transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_engine, from_engine = await asyncio.open_unix_connection(DEFAULT_URL.removeprefix("unix://"))
+        self._ends += [writer, from_engine]
+        with suppress(OSError):
+            await asyncio.gather(_pump(reader, from_engine), _pump(to_engine, writer))
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(65536):
+        sink.write(data)
+        await sink.drain()
+    if sink.can_write_eof():
+        sink.write_eof()
 
 
 @contextmanager
