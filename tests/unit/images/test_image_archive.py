@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def oci_nested(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [docker, oci, oci_nested])
-def test_both_layouts_give_the_same_blobs(make: type[Path], tmp_path: Path) -> None:
+def test_both_layouts_give_the_same_blobs(make: Callable[[Path], Path], tmp_path: Path) -> None:
     with open_archive(make(tmp_path / "image.tar")) as archive:
         assert (archive.image_id, archive.layers) == (IMAGE.id, IMAGE.layers)
         for digest, content in IMAGE.blobs.items():

@@ -151,6 +151,6 @@ def test_what_is_used_or_young_never_goes(rows: list[tuple[str, str, bool]], use
     ]
     in_use = [IMAGE_PREFIX + image for image in sorted(used)]
     gone = expendable(held(A, B, C, D, X), releases, in_use, NOW_S)
-    young = [image for app in ("web", "api") for a, image, _ in [r for r in rows if r[0] == app][-3:]]
+    young = [image for app in ("web", "api") for _, image, _ in [r for r in rows if r[0] == app][-3:]]
     assert not {*gone} & used
     assert not {*gone} & {*young}

@@ -115,8 +115,8 @@ async def test_what_is_none_of_the_image_is_refused(node: Node) -> None:
     found = await node.images.plan(ONE.id, ONE.layers)
     with pytest.raises(InvalidInput, match="none of image"):
         await node.images.receive(ONE.id, streamed(ONE.parts(found.needs[::-1])))  # a layer first
+    stranger = TWO.parts([BlobNeed(digest=TWO.layers[1])])
     with pytest.raises(InvalidInput, match="none of image"):
-        stranger = TWO.parts([BlobNeed(digest=TWO.layers[1])])
         await node.images.receive(ONE.id, streamed([*ONE.parts(found.needs), *stranger]))
     with pytest.raises(InvalidInput, match="no digest"):
         await node.images.receive("../x", streamed([]))
