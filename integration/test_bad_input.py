@@ -250,6 +250,7 @@ def test_ctrl_c_and_a_second_deploy(cluster: Cluster) -> None:
     said(ran.err, "goes on without you", "fly deploy --watch ")
     words = ran.err.partition("watch it: fly ")[2].split("\n")[0].split()
     cluster.fly(*words)
+    said(cluster.fly.refused(NOT_FOUND, "deploy", "--watch", "00000009-no", cwd=folder), "'00000009-no'")
     cluster.wait_served("interrupted", "one")
     assert [r["status"] for r in cluster.fly("releases", "-a", "interrupted", "--json").json()] == [
         "complete"

@@ -107,7 +107,7 @@ async def test_the_deployer_dies_in_the_middle(cluster: Cluster) -> None:
     folder = tiny_app(
         cluster.folder("carried-on"), "carried-on", deploy='release_command = "sleep 2"\n', version="done"
     )
-    asked = ",".join(cluster.api(region) for region in others)
+    asked = ",".join(cluster.api(region) for region in (leader, *others))  # its watch dies with it
     deploy = cluster.fly.start("deploy", "--regions", ",".join(others), cwd=folder, api=asked)
     await asyncio.to_thread(
         wait_for, lambda: cluster.machines("carried-on", asked), "the release command is placed"

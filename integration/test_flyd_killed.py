@@ -14,6 +14,7 @@ from integration.traffic import Traffic, traffic
 
 pytestmark = pytest.mark.timeout(180)
 
+REFUSED = 5
 APPS = ("chat", "chat-db", "notes")
 STEADY = ("id", "pid", "started_at", "restarts", "instance_id", "state", "private_ip")
 
@@ -79,6 +80,10 @@ async def test_flyd_away_until_its_host_counts_as_lost(cluster: Cluster) -> None
         await asyncio.to_thread(
             wait_for, lambda: host_state(cluster, "ams", "iad") == "lost", "ams counts as lost"
         )
+        said = await asyncio.to_thread(
+            cluster.fly.refused, REFUSED, "apps", "destroy", "chat", "--yes", api=cluster.api("iad")
+        )
+        assert "ams-1" in said
         await seen.wait_more(8)
         assert_unharmed(seen)
         await asyncio.to_thread(start_flyd, cluster, "ams")

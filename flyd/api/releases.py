@@ -95,6 +95,11 @@ class ReleasesServicer(releases_pb2_grpc.ReleasesServiceServicer):
         app = ctx.app(request.app_name)
         if not request.run_id and self._run(app.name, "") is None:
             raise NotFound(f"app {app.name!r} was never deployed", hint="`fly deploy` does.")
+        if request.run_id and await ctx.kv.get(keys.run(app.name, request.run_id)) is None:
+            raise NotFound(
+                f"app {app.name!r} has no deploy {request.run_id!r}",
+                hint=f"fly releases -a {app.name} shows how its deploys ended; old ones are forgotten.",
+            )
         run_id, last, told = request.run_id, None, None
         while True:
             version = ctx.mirror.version

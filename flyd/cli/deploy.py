@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import click
 
+from flyd.cli import hosts as hosts_verbs
+from flyd.cli import images
 from flyd.cli.connection import app_name, call, channel, stream
 from flyd.cli.options import app_option, json_option, split
-from flyd.cli.output import ago, done, emit, note, say, state, table, waiting, warn
+from flyd.cli.output import ago, done, emit, note, plain, say, state, table, waiting, warn
 from flyd.deploy import appconfig
-from flyd.errors import FlydError, InvalidInput
+from flyd.errors import FlydError, InvalidInput, Unavailable
 from flyd.machines.sources import pack
-from flyd.v1 import releases_pb2, releases_pb2_grpc
+from flyd.v1 import hosts_pb2, images_pb2, releases_pb2, releases_pb2_grpc
 
 CHUNK_BYTES = 256 * 1024
 UPLOAD_TIMEOUT_S = 300.0
+WATCH_RETRY_S = 15.0  # without a word from any flyd
+WATCH_PAUSE_S = 0.5
 INTERRUPTED = 130  # as the shell has it: 128 + SIGINT
 
 
@@ -41,8 +46,6 @@ def read_config(path: Path) -> str:
     config = appconfig.parse(text, str(path))
     for remark in config.warnings:
         warn(appconfig.remark_text(str(path), remark))
-    if config.build:
-        note("note: [build] is ignored by the process driver, which runs the source tree itself")
     return text
 
 
@@ -62,31 +65,62 @@ def _chunks(digest: str, packed: IO[bytes]) -> Iterator[releases_pb2.UploadSourc
         yield releases_pb2.UploadSourceRequest(data=data)
 
 
-def watch(app: str, run_id: str, json_output: bool) -> None:
+def prepare(
+    app: str, config: str, directory: Path, regions: list[str]
+) -> tuple[str, list[images_pb2.ImageMove]]:
+    """What the cluster's hosts run, made and brought there: a container image or the source tree itself."""
+    hosts = call(hosts_verbs.stub().ListHosts, hosts_pb2.ListHostsRequest()).hosts
+    build = appconfig.parse(config, "fly.toml").build
+    if images.runs_containers(hosts):
+        return images.bring_image(app, config, build, directory, regions)
+    if build:
+        note("note: [build] is ignored by the process driver, which runs the source tree itself")
+    return upload(directory), []
+
+
+def watch(app: str, run_id: str, json_output: bool, moves: Sequence[images_pb2.ImageMove] = ()) -> None:
     """Show a deploy until it has ended. Ctrl-C stops the watching, not the deploy."""
-    last: releases_pb2.WatchDeployResponse | None = None
-    request = releases_pb2.WatchDeployRequest(app_name=app, run_id=run_id)
     try:
         with waiting("deploying") as update:
-            for told in stream(stub().WatchDeploy, request):
-                last = told
-                for line in told.lines:
-                    say(f"  {line}")
-                update(told.phase)
+            ended = _follow(app, run_id, update)
     except KeyboardInterrupt:
         warn(f"the deploy goes on without you; watch it: fly deploy --watch {run_id} -a {app}")
         sys.exit(INTERRUPTED)
-    if last is None:
-        raise FlydError(f"the deploy {run_id} said nothing", hint="`fly releases` shows how it ended.")
-    if last.status != "complete":
+    if ended.status != "complete":
         raise FlydError(
-            f"v{last.version} of {app} was not deployed: {last.error}",
+            f"v{ended.version} of {app} was not deployed: {ended.error}",
             hint="What ran before runs on. `fly logs` shows what the new machines printed.",
         )
     if json_output:
-        emit(last)
+        emit({**plain(ended), "image_moves": moves})
     else:
-        done(f"v{last.version} of {app} is deployed")
+        done(f"v{ended.version} of {app} is deployed")
+
+
+def _follow(app: str, run_id: str, update: Callable[[str], None]) -> releases_pb2.WatchDeployResponse:
+    """Say each line of the run once, until it has ended; any flyd can tell, so one may go away."""
+    request = releases_pb2.WatchDeployRequest(app_name=app, run_id=run_id)
+    said = 0
+    heard_at = time.monotonic()
+    while True:
+        lines = 0  # of this stream, which begins with those of the streams before it
+        try:
+            for told in stream(stub().WatchDeploy, request):
+                heard_at = time.monotonic()
+                for line in told.lines:
+                    lines += 1
+                    if lines > said:
+                        say(f"  {line}")
+                said = max(said, lines)
+                update(told.phase)
+                if told.status != "running":
+                    return told
+        except Unavailable as error:
+            if time.monotonic() - heard_at > WATCH_RETRY_S:
+                hint = f"The deploy goes on. Watch it: fly deploy --watch {run_id} -a {app}"
+                raise Unavailable(error.message, hint=hint) from None
+        update("looking for a flyd that answers")
+        time.sleep(WATCH_PAUSE_S)
 
 
 @click.command(
@@ -131,8 +165,8 @@ def begin(
     detach: bool,
     json_output: bool,
 ) -> None:
-    """Upload the folder, begin the deploy and (unless detached) watch it."""
-    image = upload(directory)
+    """Bring the folder (or what is built from it) to the cluster, begin the deploy and (unless detached) watch it."""
+    image, moves = prepare(app, config, directory, regions)
     request = releases_pb2.DeployRequest(
         app_name=app, config=config, image_ref=image, regions=regions, description=message
     )
@@ -142,9 +176,9 @@ def begin(
         warn(f"the deploy may have begun already; see: fly releases -a {app}")
         sys.exit(INTERRUPTED)
     if not detach:
-        watch(app, begun.run_id, json_output)
+        watch(app, begun.run_id, json_output, moves)
     elif json_output:
-        emit(begun)
+        emit({**plain(begun), "image_moves": moves})
     else:
         done(f"v{begun.release.version} is being deployed: fly deploy --watch {begun.run_id} -a {app}")
 
