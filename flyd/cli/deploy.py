@@ -165,7 +165,7 @@ def begin(
     detach: bool,
     json_output: bool,
 ) -> None:
-    """Bring the folder (or what is built from it) to the cluster, begin the deploy and (unless detached) watch it."""
+    """Bring what is to run to the cluster, begin the deploy and (unless detached) watch it."""
     image, moves = prepare(app, config, directory, regions)
     request = releases_pb2.DeployRequest(
         app_name=app, config=config, image_ref=image, regions=regions, description=message
