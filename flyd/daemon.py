@@ -34,6 +34,7 @@ from flyd.edge.loop import keep_edge
 from flyd.edge.xds import AdsServer
 from flyd.errors import FlydError, Refused
 from flyd.hosts.config import HostConfig, read_config
+from flyd.hosts.installation import installation_folders
 from flyd.hosts.membership import keep_membership
 from flyd.incidents.recorder import Recorder
 from flyd.machines.host import HostLoop
@@ -41,7 +42,7 @@ from flyd.machines.probes import probe
 from flyd.machines.process import ProcessDriver
 from flyd.machines.sources import DirectorySources
 from flyd.model import Host
-from flyd.ports import Clock, Unchanged
+from flyd.ports import Clock, Driver, Unchanged
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
 from flyd.store.leader import lead
@@ -53,6 +54,7 @@ from volumes.directory import DirectoryVolumes
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 1.0
+OWN_PROGRAMS_IMAGE = "flyd-base:bookworm"  # a plain Debian: what pgha runs on under the Docker driver
 MIRRORED = (
     keys.HOSTS,
     keys.ALIVE,
@@ -125,6 +127,19 @@ async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: Clock) -> 
         await ads.stop()
 
 
+def build_driver(config: HostConfig, clock: Clock) -> Driver:
+    """What runs this host's machines, as its configuration says."""
+    data_dir = Path(config.data_dir)
+    if config.driver == "docker":
+        from flyd.machines.docker import DockerDriver  # the SDK costs memory that only this driver needs
+        from flyd.machines.docker_spec import HostNetwork, OwnPrograms
+
+        network = HostNetwork(host_name=config.name, subnet=config.subnet, gateway=config.address)
+        own = OwnPrograms(image=OWN_PROGRAMS_IMAGE, folders=installation_folders(), path=os.environ["PATH"])
+        return DockerDriver(network, data_dir / "docker", clock, {}, own=own)
+    return ProcessDriver(data_dir / "machines", clock, machine_environment())
+
+
 @dataclass(frozen=True)
 class Parts:
     """One flyd's parts, with real adapters behind every port."""
@@ -152,7 +167,7 @@ def build(config: HostConfig) -> Parts:
         mirror=mirror,
         clock=clock,
         entropy=entropy,
-        driver=ProcessDriver(data_dir / "machines", clock, machine_environment()),
+        driver=build_driver(config, clock),
         sources=DirectorySources(data_dir / "sources", peers.fetch_source),
         peers=peers,
         etcd_endpoints=config.etcd,

@@ -24,6 +24,7 @@ from flyd.cluster.layout import Layout, LocalHost, etcd_command, flyd_config
 from flyd.cluster.readiness import Progress, wait_serving
 from flyd.cluster.registry import HostProcesses, folder, remember
 from flyd.errors import Conflict, Unavailable
+from flyd.hosts.installation import installation_folders
 
 HOST_IMAGE = "flyd-host"
 BASE_IMAGE = "flyd-base:bookworm"
@@ -33,15 +34,6 @@ LOG_FOLDER = "/var/log/flyd"
 DATA_FOLDER = "/var/lib/flyd"
 LABEL = "flyd.cluster"
 ETCD, FLYD = "--initial-cluster-token", "flyd.daemon"  # words of their command lines
-
-
-def installation_mounts() -> dict[str, dict[str, str]]:
-    """The folders that make up the running flyd, to be mounted read-only where they are."""
-    folders = {Path(sys.prefix), Path(flyd.__file__).parent.parent}
-    if sys.base_prefix not in ("/usr", "/usr/local"):  # else the image has Python there itself
-        folders.add(Path(sys.base_prefix))
-    tops = [f for f in sorted(folders) if not any(o in f.parents for o in sorted(folders))]
-    return {str(folder): {"bind": str(folder), "mode": "ro"} for folder in tops}
 
 
 def engine() -> Any:
@@ -213,7 +205,8 @@ class ContainerCluster:
         config = folder / "flyd.toml"
         config.write_text(flyd_config(self.plan, host, Path(DATA_FOLDER)))
         name = self.container_name(host)
-        volumes = {**installation_mounts(), str(config): {"bind": "/etc/flyd.toml", "mode": "ro"}}
+        volumes = {folder: {"bind": folder, "mode": "ro"} for folder in installation_folders()}
+        volumes |= {str(config): {"bind": "/etc/flyd.toml", "mode": "ro"}}
         for kind, path in (("docker", "/var/lib/docker"), ("data", DATA_FOLDER), ("logs", LOG_FOLDER)):
             volume = self._engine.volumes.create(f"{name}-{kind}", labels={LABEL: self.plan.name})
             volumes[volume.name] = {"bind": path, "mode": "rw"}

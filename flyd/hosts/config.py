@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -39,7 +40,7 @@ class HostConfig(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capacity: Resources
     api_port: int = 4280
     http_port: int = 8080
-    driver: str = "process"
+    driver: Literal["process", "docker"] = "process"
 
     @property
     def api_address(self) -> str:

@@ -35,6 +35,7 @@ from flyd.machines.docker_runs import Run, Runs
 from flyd.machines.docker_spec import (
     NANO,
     HostNetwork,
+    OwnPrograms,
     Seen,
     container_body,
     log_line,
@@ -67,8 +68,10 @@ class DockerDriver:
         clock: Clock,
         base_env: Mapping[str, str],
         *,
+        own: OwnPrograms | None = None,
         url: str = DEFAULT_URL,
     ) -> None:
+        self._own = own
         self._network = network
         self._base_env = dict(base_env)
         self._state_dir = state_dir
@@ -91,7 +94,7 @@ class DockerDriver:
 
     async def create(self, spec: MachineSpec) -> None:
         """Make the machine's container; start nothing."""
-        body = container_body(spec, self._network, self._base_env)
+        body = container_body(spec, self._network, self._base_env, self._own)
         async with self._locks[spec.machine_id]:
             container = await self._find(spec.machine_id)
             if container is None or not self._runs_already(spec, container):
@@ -99,7 +102,7 @@ class DockerDriver:
 
     async def start(self, spec: MachineSpec) -> Observed:
         """Start the machine; answers when the engine has started its init (which runs the command)."""
-        body = container_body(spec, self._network, self._base_env)
+        body = container_body(spec, self._network, self._base_env, self._own)
         machine_id = spec.machine_id
         async with self._locks[machine_id]:
             container = await self._find(machine_id)

@@ -28,6 +28,7 @@ LABEL_HOST = "flyd.host"
 LABEL_SPEC = "flyd.spec"
 
 IMAGE_PREFIX = "image:"
+OWN_IMAGE = "host:"  # flyd's own programs
 FOREIGN_PREFIXES = ("source:", "host:")  # what the process driver runs
 OWN_ADDRESS_NAME = "fly-local-6pn"  # the machine's own private address, in its /etc/hosts
 
@@ -64,6 +65,14 @@ class HostNetwork(Value, frozen=True, kw_only=True):
     def bridge(self) -> str:
         """The bridge's name in the kernel, for routes and nftables (at most 15 characters)."""
         return "fly" + hashlib.sha256(self.host_name.encode()).hexdigest()[:BRIDGE_DIGITS]
+
+
+class OwnPrograms(Value, frozen=True, kw_only=True):
+    """How flyd's own programs (pgha) run in a container: its installation, mounted on a plain image."""
+
+    image: str
+    folders: tuple[str, ...]  # mounted read-only where they are
+    path: str
 
 
 class Seen(Value, frozen=True, kw_only=True):
@@ -118,13 +127,19 @@ def network_options(network: HostNetwork) -> dict[str, str]:
     }
 
 
-def container_body(spec: MachineSpec, network: HostNetwork, base_env: Mapping[str, str]) -> dict[str, Any]:
+def container_body(
+    spec: MachineSpec, network: HostNetwork, base_env: Mapping[str, str], own: OwnPrograms | None = None
+) -> dict[str, Any]:
     """The request that makes the machine's container."""
     _check(spec)
     environment = {**base_env, **spec.env}
+    mounts = [{"Type": "bind", "Source": s, "Target": t} for s, t in spec.mounts]
+    if own is not None and spec.image == OWN_IMAGE:
+        environment["PATH"] = own.path
+        mounts += [{"Type": "bind", "Source": f, "Target": f, "ReadOnly": True} for f in own.folders]
     address = {"IPAMConfig": {"IPv4Address": spec.private_ip}} if spec.private_ip else {}
     body: dict[str, Any] = {
-        "Image": image_reference(spec),
+        "Image": own.image if own is not None and spec.image == OWN_IMAGE else image_reference(spec),
         "Hostname": spec.machine_id,
         "Env": [f"{name}={environment[name]}" for name in sorted(environment)],
         "Labels": {
@@ -144,7 +159,7 @@ def container_body(spec: MachineSpec, network: HostNetwork, base_env: Mapping[st
                 "Config": {"max-size": LOG_MAX_SIZE, "max-file": LOG_MAX_FILES},
             },
             # A bind whose source is missing is refused; the engine's older `Binds` would make an empty one.
-            "Mounts": [{"Type": "bind", "Source": s, "Target": t} for s, t in spec.mounts],
+            "Mounts": mounts,
             **_limits(spec.guest),
         },
         "NetworkingConfig": {"EndpointsConfig": {network.name: address}},
