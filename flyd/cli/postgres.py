@@ -81,11 +81,11 @@ def status(cluster: str | None, json_output: bool) -> None:
             (
                 m.node,
                 m.region,
-                state(m.role),
+                state(m.role) if m.host_status == "ok" else f"was {m.role}",
                 m.epoch,
                 m.timeline,
                 f"{m.flushed_lsn >> 32:X}/{m.flushed_lsn & 0xFFFFFFFF:X}",
-                "yes" if m.streaming else "no",
+                "yes" if m.streaming and m.host_status == "ok" else "no",
                 state(m.host_status),
                 m.detail,
             )
