@@ -85,6 +85,7 @@ def test_routes_go_by_the_hosts_addresses() -> None:
         (host("b", 12, wg_endpoint=""), "endpoint"),
         (host("b", 12, wg_endpoint="somewhere:51820"), "endpoint"),
         (host("b", 12, wg_endpoint="192.0.2.1:0"), "endpoint"),
+        (host("b", 12, wg_public_key=key("a")), "is a's"),
         (host("b", 12, subnet="10.11"), "overlaps a's"),
         (host("b", 12, subnet="10.11.4"), "overlaps a's"),
         (host("b", 12, subnet="hello"), "subnet"),
@@ -142,9 +143,14 @@ def test_an_expelled_host_and_a_new_key() -> None:
     assert todo.remove_routes == (Route(destination="10.12.0.0/16"),)
 
 
+def drawn(name: str, number: int, generation: str, endpoint: str) -> Host:
+    public_key = generation and key(name + generation)
+    return host(name, number, wg_public_key=public_key, wg_endpoint=endpoint)
+
+
 HOSTS = st.lists(
     st.builds(
-        lambda n, number, k, end: host(n, number, wg_public_key=k and key(n + k), wg_endpoint=end),
+        drawn,
         st.sampled_from("abcde"),
         st.integers(10, 15),
         st.sampled_from(["", "1", "2"]),
