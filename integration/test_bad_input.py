@@ -156,6 +156,8 @@ def test_cluster_up_on_taken_ports(cluster: Cluster) -> None:
 def test_cluster_up_twice_or_where_postgres_can_not_read(cluster: Cluster) -> None:
     text = cluster.fly.refused(CONFLICT, "cluster", "up", "--name", cluster.name, "--base", str(BASE))
     said(text, "exists already", "cluster down")
+    for name in ("", "../up", "a b"):
+        said(cluster.fly.refused(INVALID, "cluster", "up", "--name", name, "--base", "90"), repr(name))
     if os.geteuid() == 0:
         closed = cluster.folder("closed")
         closed.chmod(0o700)

@@ -7,6 +7,7 @@ killing all that belongs to it; nothing else changes.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from flyd.errors import InvalidInput
@@ -17,6 +18,7 @@ HTTP_PORT = 8080
 ETCD_CLIENT_PORT = 2379
 ETCD_PEER_PORT = 2380
 MAX_BASE = 240
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 class LocalHost(Value, frozen=True, kw_only=True):
@@ -68,7 +70,7 @@ class Layout(Value, frozen=True, kw_only=True):
 
 def layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
     """One host for each region, in order, each a loopback network."""
-    _check(regions, base)
+    _check(name, regions, base)
     hosts = tuple(
         LocalHost(name=f"{region}-1", region=region, subnet=f"127.{base + i}", capacity=capacity)
         for i, region in enumerate(regions)
@@ -78,7 +80,7 @@ def layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) 
 
 def container_layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
     """One container for each region, at 10.<base>.0.11 and on; its machines in 10.<base+1+i>.0.0/16."""
-    _check(regions, base)
+    _check(name, regions, base)
     hosts = tuple(
         LocalHost(
             name=f"{region}-1",
@@ -92,7 +94,12 @@ def container_layout(name: str, regions: tuple[str, ...], base: int, capacity: R
     return Layout(name=name, base=base, hosts=hosts, provider="docker")
 
 
-def _check(regions: tuple[str, ...], base: int) -> None:
+def _check(name: str, regions: tuple[str, ...], base: int) -> None:
+    for word, what in ((name, "a cluster's name"), *((region, "a region") for region in regions)):
+        if not NAME.fullmatch(word):  # both become folders, which `down` deletes
+            raise InvalidInput(
+                f"{word!r} can not be {what}", hint="Use 1-63 lower-case letters, digits, - and _."
+            )
     if len(set(regions)) != len(regions) or len(regions) not in (1, 3, 5):
         raise InvalidInput(
             f"a local cluster has 1, 3 or 5 different regions, not {', '.join(regions) or 'none'}",

@@ -25,7 +25,7 @@ from flyd.cluster.layout import (
     flyd_config,
 )
 from flyd.cluster.readiness import Progress, wait_serving
-from flyd.cluster.registry import HostProcesses, folder, home, recall, remember
+from flyd.cluster.registry import HostProcesses, folder, home, recall, refuse_second, remember
 from flyd.errors import NotFound, Refused
 
 
@@ -60,6 +60,7 @@ class LocalCluster:
 
     def up(self, progress: Progress) -> None:
         """Start everything and wait until each flyd answers; on failure nothing is left."""
+        refuse_second(self.plan.name)  # its own processes have the ports: say the greater thing
         check_readable(home())
         for host in self.plan.hosts:
             self._check_ports(host)

@@ -74,14 +74,19 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in (home() / "clusters").glob(f"*/{STATE_FILE}"))
 
 
-def remember(plan: Layout) -> Path:
-    """Write a new cluster's layout down; Conflict if there is one of that name. Its folder."""
-    root = folder(plan.name)
-    if (root / STATE_FILE).exists():
+def refuse_second(name: str) -> None:
+    """Raise Conflict if there is a cluster of that name."""
+    if (folder(name) / STATE_FILE).exists():
         raise Conflict(
-            f"the local cluster {plan.name!r} exists already",
+            f"the local cluster {name!r} exists already",
             hint="`fly cluster status` shows it, `fly cluster down` removes it.",
         )
+
+
+def remember(plan: Layout) -> Path:
+    """Write a new cluster's layout down; Conflict if there is one of that name. Its folder."""
+    refuse_second(plan.name)
+    root = folder(plan.name)
     root.mkdir(parents=True)
     (root / STATE_FILE).write_bytes(encode(plan))
     return root
