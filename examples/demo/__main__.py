@@ -25,7 +25,7 @@ def tell_what_next(settings: Path) -> None:
         "fly postgres failover -a chat-db",
         "fly postgres connect -a chat-db -- -d chat -c 'select count(*) from messages'",
         "curl -H 'Host: chat' http://127.31.0.1:8080/api/messages",
-        f"fly cluster kill-host --name {CLUSTER} iad",
+        f"fly chaos kill-host --name {CLUSTER} iad",
         f"fly cluster down --name {CLUSTER}     # ends it",
     ):
         console.print(f"  {line}", markup=False)

@@ -136,7 +136,7 @@ async def lose_the_primary(fly: Fly, with_etcd_leader: bool) -> tuple[Verdict, L
             console.print(f"etcd's own leader is in {victim}, too")
         heading(f"{victim}, with the primary, dies: SIGKILL to its flyd, Envoy, etcd and all machines")
         killed_at_s = time.time()
-        await asyncio.to_thread(fly.show, "cluster", "kill-host", "--name", CLUSTER, victim)
+        await asyncio.to_thread(fly.show, "chaos", "kill-host", "--name", CLUSTER, victim)
         await wait_until(
             "a write is acknowledged again", RECOVERY_TIMEOUT_S, lambda: _recovered(ledger, killed_at_s)
         )

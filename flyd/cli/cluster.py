@@ -106,16 +106,6 @@ def status(name: str, json_output: bool) -> None:
     )
 
 
-@cluster.command("kill-host")
-@name_option
-@click.argument("region")
-def kill_host(name: str, region: str) -> None:
-    """Lose a host: SIGKILL its flyd, Envoy, etcd member and machines, as a power cut would."""
-    found = open_cluster(recall(name))
-    killed = found.kill_host(found.plan.host(region))
-    done(f"{region} is dead ({killed} processes). `fly cluster start-host {region}` brings it back.")
-
-
 @cluster.command("start-host")
 @name_option
 @click.argument("region")

@@ -17,6 +17,7 @@ from flyd.errors import FlydError
 # verb -> (module in flyd.cli, attribute). One file a group of verbs, loaded when used.
 COMMANDS = {
     "apps": ("apps", "apps"),
+    "chaos": ("chaos", "chaos"),
     "checks": ("status", "checks"),
     "cluster": ("cluster", "cluster"),
     "config": ("config", "config"),

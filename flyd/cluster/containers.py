@@ -122,6 +122,10 @@ class ContainerCluster:
         """Connect a host again, with the address it had."""
         self._engine.networks.get(self.network).connect(self._container(host), ipv4_address=host.address)
 
+    def kill_flyd(self, host: LocalHost) -> None:
+        """SIGKILL a host's flyd and nothing else; the host's init starts it again."""
+        self.run(host, "pkill", "-KILL", "-f", FLYD)
+
     def run(self, host: LocalHost, *command: str) -> str:
         """Run a command in a host; its output."""
         code, output = self._container(host).exec_run(list(command))

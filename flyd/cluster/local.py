@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import sys
 import time
@@ -92,6 +93,28 @@ class LocalCluster:
         self._start_etcd(host)
         self.start_flyd(host)
         self.wait_ready((host,))
+
+    def pause_host(self, host: LocalHost) -> None:
+        """Freeze everything on a host."""
+        processes.signal_marked(self.mark(host), signal.SIGSTOP)
+
+    def resume_host(self, host: LocalHost) -> None:
+        """Let a frozen host go on."""
+        processes.signal_marked(self.mark(host), signal.SIGCONT)
+
+    def partition(self, host: LocalHost) -> None:
+        """Not here: hosts of processes share this machine's loopback network."""
+        raise Refused(
+            f"{host.name} can not be cut off: the hosts of this cluster share one loopback network",
+            hint="Hosts in containers have networks of their own: fly cluster up --provider docker",
+        )
+
+    heal = partition
+
+    def kill_flyd(self, host: LocalHost) -> None:
+        """SIGKILL a host's flyd and nothing else; it is started again, as systemd would."""
+        os.kill(self.flyd_pid(host), signal.SIGKILL)
+        self.start_flyd(host)
 
     def flyd_pid(self, host: LocalHost) -> int:
         """The pid of a host's flyd, 0 if it does not run."""

@@ -7,6 +7,7 @@ processes with its mark and all their descendants, as a power cut would.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -84,12 +85,19 @@ def kill_marked(mark: str) -> int:
             time.sleep(LOOK_PAUSE_S)
         for stop in (signal.SIGSTOP, signal.SIGKILL):
             for pid in found:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, stop)
-                except ProcessLookupError:
-                    continue
         killed |= set(found)
     return len(killed)
+
+
+def signal_marked(mark: str, number: signal.Signals) -> int:
+    """Send a signal to everything with the mark; how many processes there were."""
+    found = find_marked(mark)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return len(found)
 
 
 def check_free(address: str, port: int, what: str) -> None:

@@ -46,6 +46,26 @@ class Cluster(Protocol):
         """Bring a lost host back, with the disks it had."""
         ...
 
+    def pause_host(self, host: LocalHost) -> None:
+        """Freeze everything on a host."""
+        ...
+
+    def resume_host(self, host: LocalHost) -> None:
+        """Let a frozen host go on."""
+        ...
+
+    def partition(self, host: LocalHost) -> None:
+        """Cut a host off from all others; it lives on alone."""
+        ...
+
+    def heal(self, host: LocalHost) -> None:
+        """Connect a host again."""
+        ...
+
+    def kill_flyd(self, host: LocalHost) -> None:
+        """SIGKILL a host's flyd and nothing else."""
+        ...
+
     def status(self) -> list[HostProcesses]:
         """What runs of each host."""
         ...
