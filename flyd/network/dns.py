@@ -62,6 +62,7 @@ PORT = 53
 MIN_UDP_BYTES = 512  # what every resolver takes
 MAX_UDP_BYTES = 1232  # never fragmented, whatever the client offers
 TXT_STRING_BYTES = 255
+IP_FREEBIND = 15  # <linux/in.h>; Python does not name it
 MAX_TCP_BYTES = 65535
 RECEIVE_BUFFER_BYTES = 1 << 20  # a burst waits while the loop is busy elsewhere
 MAX_CONNECTIONS = 128
@@ -144,29 +145,39 @@ class DnsServer:
     async def serve(self) -> None:
         """Answer for ever. `Refused` if the address and port can not be had."""
         loop = asyncio.get_running_loop()
+        stream, datagrams = self._bind()
         async with asyncio.TaskGroup() as group:
-            try:
-                udp, _ = await loop.create_datagram_endpoint(
-                    lambda: _Datagrams(self, group), local_addr=(self.address, self.port)
-                )
-                udp.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES
-                )
-                self.port = udp.get_extra_info("sockname")[1]
-                tcp = await asyncio.start_server(
-                    lambda reader, writer: self._connected(group, reader, writer), self.address, self.port
-                )
-            except OSError as error:
-                raise Refused(
-                    f"DNS can not listen on {self.address}:{self.port}: {error.strerror}",
-                    hint=f"`ss -lunp 'sport = :{self.port}'` shows what does; port {PORT} needs root.",
-                ) from error
+            tcp = await asyncio.start_server(
+                lambda reader, writer: self._connected(group, reader, writer), sock=stream
+            )
+            udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self, group), sock=datagrams)
             self._serving.set()
             try:
                 await self._watch_store()
             finally:
                 udp.close()
                 tcp.close()
+
+    def _bind(self) -> tuple[socket.socket, socket.socket]:
+        """Both sockets on one port; the address may still be on its way (the mesh makes it)."""
+        stream = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            for each in (stream, datagrams):
+                each.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+                each.bind((self.address, self.port))
+                self.port = each.getsockname()[1]
+            stream.listen(MAX_CONNECTIONS)
+        except OSError as error:
+            stream.close()
+            datagrams.close()
+            raise Refused(
+                f"DNS can not listen on {self.address}:{self.port}: {error.strerror}",
+                hint=f"`ss -lntup 'sport = :{self.port}'` shows what does; port {PORT} needs root.",
+            ) from error
+        return stream, datagrams
 
     async def wait_serving(self) -> None:
         """Return once questions are answered; `port` is then the real one."""

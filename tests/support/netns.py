@@ -39,11 +39,19 @@ CONNECT = """
 """
 
 
+def missing_programs() -> list[str]:
+    return [p for p in PROGRAMS if shutil.which(p) is None]
+
+
 def why_not() -> str:
-    """Why namespaces can not be used here, "" if they can."""
-    missing = [p for p in PROGRAMS if shutil.which(p) is None]
+    """Why namespaces can not be used here, "" if they can; what is missing is installed first."""
     if os.geteuid() != 0:
         return "network namespaces need root"
+    missing = missing_programs()
+    if missing and shutil.which("apt-get"):
+        for words in ("update -qq", f"install -y -qq --no-install-recommends {PACKAGES}"):
+            subprocess.run(["apt-get", *words.split()], capture_output=True, check=False)
+        missing = missing_programs()
     if missing:
         return f"missing: {', '.join(missing)} (apt-get install {PACKAGES})"
     probe = f"probe{os.getpid()}"
