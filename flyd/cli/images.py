@@ -160,6 +160,8 @@ def _bar() -> Generator[Progress]:
 def _tell(move: images_pb2.ImageMove) -> None:
     if move.error:
         warn(f"{move.host} has no image yet ({move.error}); it fetches it when it makes a machine")
+    elif move.moved_bytes == 0:
+        done(f"{move.host}: has the image already ({megabytes(move.image_bytes)})")
     else:
         done(f"{move.host}: moved {megabytes(move.moved_bytes)} of {megabytes(move.image_bytes)}")
 

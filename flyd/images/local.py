@@ -30,6 +30,8 @@ SHOWN_LINES = 20  # of a failed build
 UNSUPPORTED = ("builder", "buildpacks", "builtin")
 CONTAINERD = "io.containerd.snapshotter"
 HOST_NETWORK = ("--network", "host")  # apt and pip work also where containers have no way out
+BUILDKIT = ("buildx", "build", "--progress", "plain", "--load", "--provenance", "false")
+CLASSIC = ("build", "--force-rm")
 
 OnLine = Callable[[str], None]
 
@@ -77,10 +79,7 @@ def build_image(directory: Path, app: str, build: Mapping[str, Any], on_line: On
         )
     name = f"fly-{app}:latest"
     has_buildkit = _has_buildkit()
-    command = ["build", *(("--progress", "plain", "--load", "--provenance", "false") if has_buildkit else ())]
-    if has_buildkit:
-        command.insert(0, "buildx")
-    command += [*HOST_NETWORK, "--tag", name]
+    command = [*(BUILDKIT if has_buildkit else CLASSIC), *HOST_NETWORK, "--tag", name]
     if target := _text(build, "build-target") or _text(build, "build_target"):
         command += ["--target", target]
     for key, value in sorted(_args(build).items()):
@@ -203,7 +202,9 @@ def _context(directory: Path, dockerfile: Path, ignorefile: Path) -> IO[bytes]:
         )
     exclude = [p.strip() for p in patterns if p.strip() and not p.startswith("#")]
     packed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    cast(Any, contexts).tar(str(directory), exclude=exclude, dockerfile=(inside, None), fileobj=packed)
+    cast(Any, contexts).tar(
+        str(directory), exclude=exclude, dockerfile=(inside, None), fileobj=packed, gzip=True
+    )
     packed.seek(0)
     return packed
 

@@ -103,8 +103,10 @@ class EngineImages:
                 hint="It keeps images in containerd's store: set `features.containerd-snapshotter` to false "
                 "in /etc/docker/daemon.json on that host.",
             )
-        log.info("image.loaded", image=image_id[:12], moved_bytes=moved_bytes, image_bytes=here.image_bytes)
-        return ImageMove(image_bytes=here.image_bytes, moved_bytes=moved_bytes)
+        # The engine counts files, not the tars around them: a whole image moved is no more than itself.
+        move = ImageMove(image_bytes=max(here.image_bytes, moved_bytes), moved_bytes=moved_bytes)
+        log.info("image.loaded", image=image_id[:12], moved_bytes=moved_bytes, image_bytes=move.image_bytes)
+        return move
 
     def _welcome(self, image_id: str) -> frozenset[str]:
         """The blobs that an image may consist of, as far as is known: its configuration first."""
@@ -187,4 +189,7 @@ class EngineImages:
 
     async def tidy(self, now_s: float) -> None:
         """Blobs that nobody needs any more."""
-        await asyncio.to_thread(self._blobs.tidy, now_s)
+        try:
+            await asyncio.to_thread(self._blobs.tidy, now_s)
+        except OSError as error:
+            raise Unavailable(f"old blobs could not be removed: {error}") from error

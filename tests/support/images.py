@@ -10,9 +10,10 @@ import tarfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
+from flyd.errors import NotFound, Unavailable
 from flyd.images.archive import MACHINES
 from flyd.images.layers import digest_of
-from flyd.model import BlobNeed, BlobPart, HeldImage
+from flyd.model import BlobNeed, BlobPart, HeldImage, ImageMove, ImagePlan
 
 ARCHITECTURE = MACHINES.get(platform.machine(), platform.machine())
 
@@ -143,3 +144,56 @@ class FakeEngine:
         self.marks.pop(image_id, None)
         self.images.pop(image_id, None)
         return True
+
+
+class FakeImages:
+    """ports.ImageStore for loops: images are names; `elsewhere` is what other hosts have."""
+
+    def __init__(self, *elsewhere: str) -> None:
+        self.elsewhere = [*elsewhere]
+        self.here: dict[str, float] = {}
+        self.removed: list[str] = []
+        self.tidied: list[float] = []
+        self.fails = 0
+
+    async def has(self, image_id: str) -> bool:
+        return image_id in self.here
+
+    async def ensure(self, image_id: str) -> ImageMove:
+        if self.fails:
+            self.fails -= 1
+            raise Unavailable("no host that answers has it")
+        if image_id in self.here:
+            return ImageMove(image_bytes=10)
+        if image_id not in self.elsewhere:
+            raise NotFound(f"image {image_id[:12]} is on no host")
+        self.here[image_id] = 0.0
+        return ImageMove(image_bytes=10, moved_bytes=10)
+
+    async def plan(self, image_id: str, layers: Sequence[str]) -> ImagePlan:
+        return ImagePlan(present=image_id in self.here)
+
+    async def receive(self, image_id: str, parts: AsyncIterator[BlobPart]) -> ImageMove:
+        moved_bytes = sum([len(part.data) async for part in parts])
+        self.here[image_id] = 0.0
+        return ImageMove(image_bytes=moved_bytes, moved_bytes=moved_bytes)
+
+    async def layers(self, image_id: str) -> tuple[str, ...]:
+        return ()
+
+    async def open(self, image_id: str, needs: Sequence[BlobNeed]) -> AsyncIterator[BlobPart]:
+        for need in needs:
+            yield BlobPart(digest=need.digest, offset_bytes=0, size_bytes=1, data=b"x")
+
+    async def held(self) -> tuple[HeldImage, ...]:
+        return tuple(HeldImage(image_id=i, since_s=self.here[i]) for i in sorted(self.here))
+
+    async def remove(self, image_id: str) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise Unavailable("the engine does not answer")
+        self.removed.append(image_id)
+        self.here.pop(image_id, None)
+
+    async def tidy(self, now_s: float) -> None:
+        self.tidied.append(now_s)
