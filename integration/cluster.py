@@ -121,7 +121,11 @@ class Cluster:
         api = ",".join(f"127.{BASE + i}.0.1:{API_PORT}" for i in range(len(REGIONS)))
         self.fly = Fly(self.home, api)
         os.environ["FLYD_HOME"] = self.fly.env["FLYD_HOME"]  # for LocalCluster
-        self.fly("cluster", "up", "--name", self.name, "--base", str(BASE))
+        try:
+            self.fly("cluster", "up", "--name", self.name, "--base", str(BASE))
+        except BaseException:
+            shutil.rmtree(self.home)
+            raise
         self.local = local.LocalCluster.load(self.name)
 
     def deploy_examples(self) -> None:
