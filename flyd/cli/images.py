@@ -6,6 +6,7 @@ hosts of the deploy's regions then fetch it from there, all at once, before any 
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ PLAN_TIMEOUT_S = 60.0
 SEND_TIMEOUT_S = 600.0  # a line that has died unnoticed; a slow one goes on where it was
 ATTEMPTS = 5  # in which not one byte got through
 PAUSE_S = 1.0
-STEP_MARKS = ("Step ", "#")  # the classic builder's, BuildKit's
+STEP = re.compile(r"Step \d|#\d+ \[")  # the classic builder's, BuildKit's
 
 
 def stub() -> images_pb2_grpc.ImagesServiceStub:
@@ -57,7 +58,7 @@ def bring_image(
 
             def show(line: str) -> None:
                 update(line)
-                if line.startswith(STEP_MARKS):
+                if STEP.match(line):
                     note(f"  {line}")
 
             image = take(directory, app, build, Path(tmp), show)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
-from docker.utils import build as contexts
 
 from flyd.errors import InvalidInput, Unavailable
 from flyd.images.archive import open_archive
@@ -30,8 +29,11 @@ SHOWN_LINES = 20  # of a failed build
 UNSUPPORTED = ("builder", "buildpacks", "builtin")
 CONTAINERD = "io.containerd.snapshotter"
 HOST_NETWORK = ("--network", "host")  # apt and pip work also where containers have no way out
-BUILDKIT = ("buildx", "build", "--progress", "plain", "--load", "--provenance", "false")
-CLASSIC = ("build", "--force-rm")
+# How each builder is called, and what must be in the environment.
+BUILDX = ("buildx", "build", "--progress", "plain", "--load"), {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+BUILDKIT = ("build", "--progress", "plain"), {"DOCKER_BUILDKIT": "1"}
+CLASSIC = ("build", "--force-rm"), {"DOCKER_BUILDKIT": "0"}
+BUILDX_ONLY_SINCE = 23  # older commands have BuildKit in themselves
 
 OnLine = Callable[[str], None]
 
@@ -64,7 +66,7 @@ def _named(directory: Path, image: str, tmp: Path, on_line: OnLine) -> LocalImag
     if image.endswith(".tar"):
         with open_archive(path) as archive:
             return LocalImage(image_id=archive.image_id, layers=archive.layers, archive=str(path))
-    if not _is_here(image):
+    if not _works("image", "inspect", image):
         docker(("pull", image), on_line, f"the image {image} is not on this machine and can not be pulled")
     return identify(image, tmp)
 
@@ -78,21 +80,19 @@ def build_image(directory: Path, app: str, build: Mapping[str, Any], on_line: On
             hint="The hosts run containers: write a Dockerfile, or name an image: [build] image.",
         )
     name = f"fly-{app}:latest"
-    has_buildkit = _has_buildkit()
-    command = [*(BUILDKIT if has_buildkit else CLASSIC), *HOST_NETWORK, "--tag", name]
+    words, environment = builder()
+    command = [*words, *HOST_NETWORK, "--tag", name]
     if target := _text(build, "build-target") or _text(build, "build_target"):
         command += ["--target", target]
     for key, value in sorted(_args(build).items()):
         command += ["--build-arg", f"{key}={value}"]
-    environment = {"DOCKER_BUILDKIT": "1" if has_buildkit else "0"}
+    failure = "the build failed"
     if ignorefile := _text(build, "ignorefile"):
         with _context(directory, dockerfile, directory / ignorefile) as packed:
             inside = os.path.relpath(dockerfile, directory)
-            docker((*command, "--file", inside, "-"), on_line, "the build failed", environment, packed)
+            docker((*command, "--file", inside, "-"), on_line, failure, environment, packed)
     else:
-        docker(
-            (*command, "--file", str(dockerfile), str(directory)), on_line, "the build failed", environment
-        )
+        docker((*command, "--file", str(dockerfile), str(directory)), on_line, failure, environment)
     return name
 
 
@@ -177,20 +177,26 @@ def _output(arguments: Sequence[str]) -> str:
     return done.stdout
 
 
-def _is_here(image: str) -> bool:
+def _works(*arguments: str) -> bool:
+    """Whether a quick docker command succeeds."""
     try:
-        done = subprocess.run(("docker", "image", "inspect", image), capture_output=True, check=False)
+        return subprocess.run(("docker", *arguments), capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         raise _no_docker() from None
-    return done.returncode == 0
 
 
-def _has_buildkit() -> bool:
-    return subprocess.run(("docker", "buildx", "version"), capture_output=True, check=False).returncode == 0
+def builder() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The best builder that this machine's docker command has."""
+    if _works("buildx", "version"):
+        return BUILDX
+    major = _output(("version", "--format", "{{.Client.Version}}")).partition(".")[0]
+    return BUILDKIT if major.isdecimal() and int(major) < BUILDX_ONLY_SINCE else CLASSIC
 
 
 def _context(directory: Path, dockerfile: Path, ignorefile: Path) -> IO[bytes]:
     """The folder as a tar without what that file names: builders look for .dockerignore only."""
+    from docker.utils import build as contexts  # the SDK is slow to import, and rarely needed here
+
     try:
         patterns = ignorefile.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

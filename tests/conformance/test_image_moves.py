@@ -40,7 +40,7 @@ from flyd.v1 import images_pb2, images_pb2_grpc
 from tests.support.drivers import BASE_IMAGE
 from tests.support.engine import engine
 from tests.support.images import FakeEngine, TinyImage, streamed, tar_of
-from tests.support.inner_engine import docker, inner_engine
+from tests.support.inner_engine import HOST_IMAGE, docker, ensure_host_image, inner_engine
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -295,8 +295,23 @@ class LineCut(Exception):
 # --------------------------------------------------------------------------- the laptop
 
 
-def test_an_ignorefile_keeps_files_out_and_a_target_is_chosen(project: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["this machine's", "Debian's"])
+def docker_command(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The docker command of this machine, and that of Debian 12 (20.10), which has BuildKit in itself."""
     engine()
+    if request.param == "Debian's":
+        ensure_host_image()
+        container = docker("create", HOST_IMAGE)
+        docker("cp", f"{container}:/usr/bin/docker", str(tmp_path / "docker"))
+        docker("rm", container)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert local.builder() == local.BUILDKIT
+    return request.param
+
+
+def test_an_ignorefile_keeps_files_out_and_a_target_is_chosen(
+    docker_command: str, project: Path, tmp_path: Path
+) -> None:
     (project / "Dockerfile").write_text(
         f"FROM {BASE_IMAGE} AS a\nLABEL flyd.test={APP}\nCOPY . /src\nFROM a AS b\nRUN false\n"
     )
@@ -311,8 +326,7 @@ def test_an_ignorefile_keeps_files_out_and_a_target_is_chosen(project: Path, tmp
     assert "secret.env" not in listed
 
 
-def test_a_failed_build_shows_its_last_lines(project: Path, tmp_path: Path) -> None:
-    engine()
+def test_a_failed_build_shows_its_last_lines(docker_command: str, project: Path, tmp_path: Path) -> None:
     (project / "Dockerfile").write_text(
         f"FROM {BASE_IMAGE}\nLABEL flyd.test={APP}\nRUN echo why it failed; exit 7\n"
     )
