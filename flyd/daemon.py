@@ -42,6 +42,10 @@ from flyd.machines.probes import probe
 from flyd.machines.process import ProcessDriver
 from flyd.machines.sources import DirectorySources
 from flyd.model import Host
+from flyd.network.mesh import keep_mesh
+from flyd.network.mesh_plan import MeshMode
+from flyd.network.nftables import Nftables, keep_firewall
+from flyd.network.wireguard import WireguardLink
 from flyd.ports import Clock, Driver, Unchanged
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
@@ -83,8 +87,15 @@ def lock_data_dir(data_dir: Path) -> int:
     return handle
 
 
-def describe(config: HostConfig, clock: SystemClock) -> Host:
+def mesh_link(config: HostConfig) -> WireguardLink:
+    """This host's end of the mesh."""
+    return WireguardLink(Path(config.data_dir) / "wireguard.key", listen_port=config.wireguard_port)
+
+
+async def describe(config: HostConfig, clock: Clock) -> Host:
     """This host as the others see it."""
+    encrypted = config.mesh == "wireguard"
+    public = config.public_address or config.address
     return Host(
         name=config.name,
         region=config.region,
@@ -96,6 +107,8 @@ def describe(config: HostConfig, clock: SystemClock) -> Host:
         driver=config.driver,
         version=version("flyd"),
         http_port=config.http_port,
+        wg_public_key=await mesh_link(config).public_key() if encrypted else "",
+        wg_endpoint=f"{public}:{config.wireguard_port}" if encrypted else "",
         joined_at_s=clock.wall_s(),
     )
 
@@ -153,11 +166,10 @@ class Parts:
     recorder: Recorder
 
 
-def build(config: HostConfig) -> Parts:
+def build(config: HostConfig, host: Host, clock: Clock) -> Parts:
     """Choose the adapters and put the parts together; nothing runs yet."""
     data_dir = Path(config.data_dir)
-    clock, entropy = SystemClock(), SystemEntropy()
-    host = describe(config, clock)
+    entropy = SystemEntropy()
     kv = EtcdKV(config.etcd)
     mirror = Mirror(kv, MIRRORED)
     peers = Peers(host.name, mirror)
@@ -190,12 +202,15 @@ def build(config: HostConfig) -> Parts:
 
 async def run(config: HostConfig) -> None:
     """Run one flyd until it is cancelled."""
-    parts = build(config)
-    kv, mirror, host = parts.kv, parts.mirror, parts.context.host
+    clock = SystemClock()
+    host = await describe(config, clock)
+    parts = build(config, host, clock)
+    kv, mirror = parts.kv, parts.mirror
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(mirror.keep(), name="mirror")
             group.create_task(parts.host_loop.run(), name="machines")
+            group.create_task(run_private_network(config, parts), name="network")
             await mirror.wait_synced()
             group.create_task(keep_membership(kv, host), name="membership")
             for role, work in (
@@ -204,12 +219,29 @@ async def run(config: HostConfig) -> None:
             ):
                 group.create_task(keep_leading(kv, role, host.name, work), name=role)
             if host.http_port:
-                edge = run_edge(host, mirror, Path(config.data_dir), parts.context.clock)
+                edge = run_edge(host, mirror, Path(config.data_dir), clock)
                 group.create_task(edge, name="edge")
             group.create_task(serve(parts.context), name="api")
     finally:
         await parts.peers.close()
         await kv.close()
+
+
+async def run_private_network(config: HostConfig, parts: Parts) -> None:
+    """Keep this host's machines reachable from all others, apart from strangers, and known by name."""
+    host, mirror = parts.context.host, parts.mirror
+    async with asyncio.TaskGroup() as group:
+        if config.mesh != "off":
+            link = mesh_link(config)
+            group.create_task(keep_mesh(host, mirror, link, MeshMode(config.mesh)), name="mesh")
+            firewall = Nftables(link.interface, config.dns_port)
+            group.create_task(keep_firewall(host, mirror, firewall), name="firewall")
+        if config.dns_port:
+            from flyd.network.dns import DnsServer  # dnspython costs memory that only such hosts need
+
+            clock, entropy = parts.context.clock, parts.context.entropy
+            dns = DnsServer(host, mirror, parts.kv, clock=clock, entropy=entropy, port=config.dns_port)
+            group.create_task(dns.serve(), name="dns")
 
 
 async def keep_leading(

@@ -220,6 +220,7 @@ class ContainerCluster:
             hostname=host.name,
             labels={LABEL: self.plan.name},
             cap_add=CAPABILITIES,
+            devices=["/dev/net/tun"],  # for WireGuard in user space
             security_opt=["seccomp=unconfined", "apparmor=unconfined"],
             environment={
                 "FLYD_PYTHON": sys.executable,

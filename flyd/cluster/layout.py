@@ -134,6 +134,7 @@ def flyd_config(plan: Layout, host: LocalHost, data_dir: Path) -> str:
         f'public_address = "{host.address}"\nsubnet = "{host.subnet}"\n'
         f'etcd = [{etcd}]\ndata_dir = "{data_dir}"\ndriver = "{plan.provider}"\n'
         f"api_port = {API_PORT}\nhttp_port = {HTTP_PORT}\n"
-        f"[capacity]\ncpus = {host.capacity.cpus}\nmemory_mb = {host.capacity.memory_mb}\n"
+        + ('mesh = "wireguard"\ndns_port = 53\n' if plan.provider == "docker" else "")
+        + f"[capacity]\ncpus = {host.capacity.cpus}\nmemory_mb = {host.capacity.memory_mb}\n"
         f"disk_gb = {host.capacity.disk_gb}\n"
     )

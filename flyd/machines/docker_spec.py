@@ -123,6 +123,7 @@ def network_options(network: HostNetwork) -> dict[str, str]:
     """What the bridge is told: a name that the kernel's rules can use, and an MTU that fits the mesh."""
     return {
         "com.docker.network.bridge.name": network.bridge,
+        "com.docker.network.bridge.enable_ip_masquerade": "false",  # flyd/network/firewall.py does that
         "com.docker.network.driver.mtu": str(network.mtu),
     }
 
