@@ -92,7 +92,7 @@ def watch(app: str, run_id: str, json_output: bool, moves: Sequence[images_pb2.I
             hint="What ran before runs on. `fly logs` shows what the new machines printed.",
         )
     if json_output:
-        emit({**plain(ended), "image_moves": moves})
+        emit({**plain(ended), "image_moves": images.figures(moves)})
     else:
         done(f"v{ended.version} of {app} is deployed")
 
@@ -178,7 +178,7 @@ def begin(
     if not detach:
         watch(app, begun.run_id, json_output, moves)
     elif json_output:
-        emit({**plain(begun), "image_moves": moves})
+        emit({**plain(begun), "image_moves": images.figures(moves)})
     else:
         done(f"v{begun.release.version} is being deployed: fly deploy --watch {begun.run_id} -a {app}")
 

@@ -158,6 +158,14 @@ def _bar() -> Generator[Progress]:
         yield bar
 
 
+def figures(moves: Sequence[images_pb2.ImageMove]) -> list[dict[str, Any]]:
+    """For --json: what each host took. (JSON made from messages would have sizes as text.)"""
+    return [
+        {"host": m.host, "image_bytes": m.image_bytes, "moved_bytes": m.moved_bytes, "error": m.error}
+        for m in moves
+    ]
+
+
 def _tell(move: images_pb2.ImageMove) -> None:
     if move.error:
         warn(f"{move.host} has no image yet ({move.error}); it fetches it when it makes a machine")

@@ -8,7 +8,7 @@ import dataclasses
 import msgspec
 import pytest
 
-from flyd.cli.images import megabytes, runs_containers
+from flyd.cli.images import figures, megabytes, runs_containers
 from flyd.deploy.appconfig import parse
 from flyd.deploy.releases import DeployRun, Release, ReleaseStatus, RunState
 from flyd.errors import Refused
@@ -22,7 +22,7 @@ from flyd.model.image import IMAGE_PREFIX
 from flyd.ports import ImageStore
 from flyd.store import keys
 from flyd.store.mirror import Mirror
-from flyd.v1 import hosts_pb2
+from flyd.v1 import hosts_pb2, images_pb2
 from tests.support.host_world import LoopClock, World, machine
 from tests.support.images import FakeImages
 
@@ -145,3 +145,8 @@ def test_what_is_deployed_is_what_the_living_hosts_run() -> None:
 )
 def test_sizes(size_bytes: int, shown: str) -> None:
     assert megabytes(size_bytes) == shown
+
+
+def test_figures_are_numbers() -> None:
+    move = images_pb2.ImageMove(host="ams-1", image_bytes=10, moved_bytes=2)
+    assert figures([move]) == [{"host": "ams-1", "image_bytes": 10, "moved_bytes": 2, "error": ""}]
