@@ -25,6 +25,7 @@ import click
 import structlog
 
 from flyd.api.context import ApiContext
+from flyd.api.image_peers import fetch_image
 from flyd.api.logs import last_lines
 from flyd.api.peers import Peers
 from flyd.api.server import build_server
@@ -36,6 +37,7 @@ from flyd.errors import FlydError, Refused
 from flyd.hosts.config import HostConfig, read_config
 from flyd.hosts.installation import installation_folders
 from flyd.hosts.membership import keep_membership
+from flyd.images.prune import keep_images_pruned
 from flyd.incidents.recorder import Recorder
 from flyd.machines.host import HostLoop
 from flyd.machines.probes import probe
@@ -46,7 +48,7 @@ from flyd.network.mesh import keep_mesh
 from flyd.network.mesh_plan import MeshMode
 from flyd.network.nftables import Nftables, keep_firewall
 from flyd.network.wireguard import WireguardLink
-from flyd.ports import Clock, Driver, Unchanged
+from flyd.ports import Clock, Driver, ImageStore, Unchanged
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
 from flyd.store.leader import lead
@@ -153,6 +155,17 @@ def build_driver(config: HostConfig, clock: Clock) -> Driver:
     return ProcessDriver(data_dir / "machines", clock, machine_environment())
 
 
+def build_images(config: HostConfig, peers: Peers) -> ImageStore | None:
+    """What brings images to this host's engine; None where machines are no containers."""
+    if config.driver != "docker":
+        return None
+    from flyd.images.engine import ImageEngine  # as above: the SDK
+    from flyd.images.store import EngineImages
+
+    root = Path(config.data_dir) / "images"
+    return EngineImages(root, ImageEngine(config.name), partial(fetch_image, peers))
+
+
 @dataclass(frozen=True)
 class Parts:
     """One flyd's parts, with real adapters behind every port."""
@@ -180,6 +193,7 @@ def build(config: HostConfig, host: Host, clock: Clock) -> Parts:
         clock=clock,
         entropy=entropy,
         driver=build_driver(config, clock),
+        images=build_images(config, peers),
         sources=DirectorySources(data_dir / "sources", peers.fetch_source),
         peers=peers,
         etcd_endpoints=config.etcd,
@@ -195,6 +209,7 @@ def build(config: HostConfig, host: Host, clock: Clock) -> Parts:
         clock=clock,
         entropy=entropy,
         probe=probe,
+        images=context.images,
     )
     deployer = Deployer(kv, mirror, clock=clock, entropy=entropy, last_lines=partial(last_lines, context))
     return Parts(kv, mirror, peers, context, host_loop, deployer, Recorder(kv, mirror, clock=clock))
@@ -221,6 +236,9 @@ async def run(config: HostConfig) -> None:
             if host.http_port:
                 edge = run_edge(host, mirror, Path(config.data_dir), clock)
                 group.create_task(edge, name="edge")
+            if parts.context.images is not None:
+                pruning = keep_images_pruned(mirror, parts.context.images, clock)
+                group.create_task(pruning, name="images")
             group.create_task(serve(parts.context), name="api")
     finally:
         await parts.peers.close()

@@ -51,6 +51,8 @@ if ! debootstrap --variant=minbase --include=ca-certificates bookworm "$root/tre
   exit 1
 fi
 rm -rf "$root"/tree/var/cache/apt/archives/*.deb "$root"/tree/var/lib/apt/lists/*
+# The authorities this machine trusts, so that what is built on the image gets through the same proxies.
+cp /etc/ssl/certs/ca-certificates.crt "$root/tree/etc/ssl/certs/ca-certificates.crt"
 say "importing it"
 tar -C "$root/tree" --numeric-owner --one-file-system -c . |
   docker import --change 'CMD ["bash"]' --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$image" >/dev/null
