@@ -29,7 +29,7 @@ BASE = 101
 REGIONS = ("ams", "iad", "sin")
 FLY_TIMEOUT_S = 90.0  # the longest that any command here may take
 WAIT_S = 30.0
-EDGE_S = 5.0
+EDGE_S = 1.0
 LOOK_S = 0.1
 
 T = TypeVar("T")

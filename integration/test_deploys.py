@@ -56,6 +56,13 @@ async def deploy_leader(cluster: Cluster) -> str:
     return next(host.region for host in cluster.local.plan.hosts if host.name == name)
 
 
+def test_a_first_deploy_is_served_once_it_is_complete(cluster: Cluster) -> None:
+    cluster.fly("apps", "create", "at-once")
+    cluster.fly("deploy", cwd=tiny_app(cluster.folder("at-once"), "at-once"))
+    assert [cluster.get(region, "at-once").text for region in REGIONS] == ["one"] * len(REGIONS)
+    cluster.fly("apps", "destroy", "at-once", "--yes")
+
+
 async def test_chat_rolls_without_a_failed_request(cluster: Cluster) -> None:
     folder = cluster.folder("chat") / "chat"
     shutil.copytree(EXAMPLES / "chat", folder)

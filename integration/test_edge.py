@@ -36,6 +36,7 @@ from tests.support.site import (
 
 pytestmark = pytest.mark.timeout(60)
 
+SERVES_WITHIN_S = 0.5
 HEARD = "cluster.chat/http.update_success"  # endpoints are the one thing that a new flyd repeats
 
 
@@ -75,6 +76,16 @@ async def test_http_2_with_prior_knowledge() -> None:
         out, _ = await curl.communicate()
         assert out.startswith(b"one\n")
         assert out.endswith(b"HTTP 2")
+
+
+async def test_the_first_machine_of_an_app_serves_as_soon_as_it_is_routed() -> None:
+    async with site() as here, backend("one") as one:
+        first = at(one, "m1", "fra")
+        here.serve(msgspec.structs.replace(first, cordoned=True))
+        await here.wait_who("503")
+        here.serve(first)
+        async with asyncio.timeout(SERVES_WITHIN_S):
+            await here.wait_who("one")
 
 
 async def test_a_websocket_outlives_its_cluster_s_change_its_cordon_and_a_new_flyd() -> None:

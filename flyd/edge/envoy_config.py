@@ -172,7 +172,12 @@ def _eds_cluster(name: str) -> Body:
         "connect_timeout": CONNECT_TIMEOUT,
         # A host that vanished says nothing: without this its WebSockets would stay for ever.
         "upstream_connection_options": {"tcp_keepalive": KEEPALIVE},
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0},
+            # Envoy keeps back what its checks find for a second, to spare its workers when thousands
+            # of endpoints change: a machine would serve, and a dead one be left, that much later.
+            "update_merge_window": "0s",
+        },
     }
 
 
