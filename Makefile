@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml uv.lock scripts/setup.sh
 	./scripts/setup.sh
 	touch $@
 
-demo: $(STAMP)  ## three regions on this machine; the primary's region dies; watch (KEEP=1 leaves it up)
-	$(PY) -m examples.demo $(if $(KEEP),--keep) $(if $(ETCD_LEADER),--etcd-leader)
+demo: $(STAMP)  ## three regions on this machine; the primary's region dies; watch (KEEP=1, DRIVER=docker)
+	$(PY) -m examples.demo $(if $(KEEP),--keep) $(if $(ETCD_LEADER),--etcd-leader) $(if $(DRIVER),--provider $(DRIVER))
 
 lint: $(STAMP)  ## ruff, pyright strict, layers, proto
 	.venv/bin/ruff check .

@@ -24,7 +24,7 @@ def tell_what_next(settings: Path) -> None:
         "fly logs -a chat",
         "fly postgres failover -a chat-db",
         "fly postgres connect -a chat-db -- -d chat -c 'select count(*) from messages'",
-        "curl -H 'Host: chat' http://127.31.0.1:8080/api/messages",
+        "fly hosts list     # then: curl -H 'Host: chat' http://ADDRESS:8080/api/messages",
         f"fly chaos kill-host --name {CLUSTER} iad",
         f"fly cluster down --name {CLUSTER}     # ends it",
     ):
@@ -34,14 +34,21 @@ def tell_what_next(settings: Path) -> None:
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the cluster up.")
 @click.option("--etcd-leader", is_flag=True, help="Let etcd's own leader die with the primary.")
-def main(keep: bool, etcd_leader: bool) -> None:
+@click.option(
+    "--provider",
+    type=click.Choice(["process", "docker"]),
+    default="process",
+    show_default=True,
+    help="What a host is: processes, or a container with an engine of its own.",
+)
+def main(keep: bool, etcd_leader: bool, provider: str) -> None:
     """Three regions on this machine; the primary's region dies; nothing is lost."""
     began = time.monotonic()
     settings = Path(tempfile.mkdtemp(prefix="flyd-demo-"))
     fly = Fly(settings)
     problems: list[str] = []
     try:
-        build(fly, settings)
+        build(fly, settings, provider)
         verdict, _, victim = asyncio.run(lose_the_primary(fly, etcd_leader))
         asyncio.run(bring_back(fly, victim))
         problems = verdict.problems()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,8 @@ from examples.demo.commands import DemoFailed, Fly, console, move_etcd_leader
 
 CLUSTER = "demo"
 REGIONS = ("ams", "iad", "sin")
-BASE = 31  # 127.31.0.1, 127.32.0.1, 127.33.0.1: beside the cluster of `fly cluster up`
+BASES = {"process": 31, "docker": 231}  # beside the cluster of `fly cluster up`
+PYTHON_IMAGE = "flyd-python:bookworm"
 DATABASE = "chat-db"
 EXAMPLES = Path(__file__).parent.parent
 
@@ -58,19 +60,35 @@ def heading(text: str) -> None:
     console.print(f"\n[bold]── {escape(text)}[/]")
 
 
-def copy_example(name: str, work: Path) -> Path:
+def copy_example(name: str, work: Path) -> None:
     """A copy of an example to deploy from, so that the repository stays as it is."""
-    return Path(shutil.copytree(EXAMPLES / name, work / name, ignore=shutil.ignore_patterns("__pycache__")))
+    shutil.copytree(EXAMPLES / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def build(fly: Fly, work: Path) -> None:
+def prepare_images(work: Path) -> None:
+    """Let the examples' Dockerfiles begin at a Python image that is there also without a registry."""
+    subprocess.run([str(EXAMPLES.parent / "scripts" / "python-image.sh")], check=True)
+    for config in work.glob("*/fly.toml"):
+        text = config.read_text()
+        config.write_text(text + f'\n[build.args]\n  BASE = "{PYTHON_IMAGE}"\n')
+
+
+def build(fly: Fly, work: Path, provider: str) -> None:
     """The cluster, the chat with its Postgres in three regions, and datasette with a volume."""
-    heading("Three regions on this machine: real etcd, flyd and Envoy in each")
-    fly.show("cluster", "up", "--name", CLUSTER, "--regions", ",".join(REGIONS), "--base", str(BASE))
+    for name in ("chat", "notes"):
+        copy_example(name, work)
+    if provider == "docker":
+        heading("Three hosts in containers, each with an engine and a disk of its own, meshed by WireGuard")
+        prepare_images(work)
+    else:
+        heading("Three regions on this machine: real etcd, flyd and Envoy in each")
+    regions, base = ",".join(REGIONS), str(BASES[provider])
+    up = ("cluster", "up", "--name", CLUSTER, "--regions", regions, "--base", base)
+    fly.show(*up, "--provider", provider)
     heading("A WebSocket chat with Postgres: primary in ams, replicas in iad and sin")
-    fly.show("launch", "--yes", "--postgres", cwd=copy_example("chat", work))
+    fly.show("launch", "--yes", "--postgres", cwd=work / "chat")
     heading("datasette, which nobody here wrote, with a SQLite file on a volume")
-    fly.show("launch", "--yes", cwd=copy_example("notes", work))
+    fly.show("launch", "--yes", cwd=work / "notes")
 
 
 def edges(fly: Fly) -> dict[str, str]:
