@@ -18,7 +18,7 @@ is shown by the command with the exit code above (flyd/cli/output.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class FlydError(Exception):
@@ -57,11 +57,17 @@ class Refused(FlydError):
 
 
 class Unplaceable(Refused):
-    """No host can take the machine. `reasons` maps each host's name to its reason."""
+    """No host can take the machine. `reasons` maps each host's name to its reason.
 
-    def __init__(self, message: str, reasons: Mapping[str, str], *, hint: str = "") -> None:
+    `lost` names those hosts that would take it if they were back.
+    """
+
+    def __init__(
+        self, message: str, reasons: Mapping[str, str], *, hint: str = "", lost: Sequence[str] = ()
+    ) -> None:
         super().__init__(message, hint=hint)
         self.reasons = dict(reasons)
+        self.lost = tuple(lost)
 
 
 class Unavailable(FlydError):

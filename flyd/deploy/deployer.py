@@ -168,7 +168,7 @@ class Deployer:
                 case _:
                     raise InvariantBroken(f"run {run.id} of app {run.app}: no effect for {move!r}")
         except Unplaceable as error:
-            if isinstance(move, rollout.Place) and waited_s < move.patience_s:
+            if isinstance(move, rollout.Place) and waited_s < rollout.patience_s(move, error.lost):
                 return rollout.Wait(look_again_s=PLACE_AGAIN_S)
             if run.phase is Phase.UNDOING:
                 return f"the old machine can not be brought back: {error.message}"

@@ -12,7 +12,7 @@ Called by deployer.py, which alone acts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -120,6 +120,11 @@ def next_step(run: DeployRun, release: Release, world: World) -> Move:
     if step is None:
         return Finish(state=RunState.COMPLETE if run.phase is Phase.ROLLING else RunState.FAILED)
     return _judge(step, run, release, world)
+
+
+def patience_s(place: Place, lost: Sequence[str]) -> float:
+    """How old the step may get before a refusal is final; `lost`: hosts that would have room."""
+    return max(place.patience_s, HOST_LOST_WAIT_S) if lost else place.patience_s
 
 
 def _judge(step: Step, run: DeployRun, release: Release, world: World) -> Move:

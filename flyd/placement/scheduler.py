@@ -76,23 +76,32 @@ class Placement(Value, frozen=True, kw_only=True):
 
 
 class Refusal(Value, frozen=True, kw_only=True):
-    """No host can take it: each host's name and its reason."""
+    """No host can take it: each host's name and its reason.
+
+    `lost`: those of them that would take it if they were back; it may help to wait for them.
+    """
 
     reasons: dict[str, str] = {}
+    lost: tuple[str, ...] = ()
 
 
 def schedule(request: Request, snapshot: Snapshot) -> Placement | Refusal:
     """The best host for the request, or every host's reason against it."""
     reasons: dict[str, str] = {}
+    lost: list[str] = []
     fitting: list[Placement] = []
     for host in sorted(snapshot.hosts, key=lambda h: h.name):
-        outcome = _fit(request, snapshot, host)
-        if isinstance(outcome, str):
+        elsewhere = _elsewhere(request, host)
+        outcome = elsewhere or _fit(request, snapshot, host)
+        if host.name not in snapshot.alive and not elsewhere:
+            lost += () if isinstance(outcome, str) else (host.name,)
+            reasons[host.name] = "lost: it no longer renews its lease"
+        elif isinstance(outcome, str):
             reasons[host.name] = outcome
         else:
             fitting.append(outcome)
     if not fitting:
-        return Refusal(reasons=reasons)
+        return Refusal(reasons=reasons, lost=tuple(lost))
     return min(fitting, key=lambda placement: _rank(request, snapshot, placement.host))
 
 
@@ -137,10 +146,9 @@ def address(subnet: str, number: int) -> str:
 
 
 def _fit(request: Request, snapshot: Snapshot, host: Host) -> Placement | str:
-    """The request on this host, or the first reason against it."""
-    against = _eligible(request, snapshot, host)
-    if against:
-        return against
+    """The request on this host, whether it is alive or not, or the first reason against it."""
+    if host.cordoned:
+        return "cordoned"
     mounts = _resolve_mounts(request, snapshot, host)
     if isinstance(mounts, str):
         return mounts
@@ -155,15 +163,11 @@ def _fit(request: Request, snapshot: Snapshot, host: Host) -> Placement | str:
     return Placement(host=host, mounts=mounts, address_number=number)
 
 
-def _eligible(request: Request, snapshot: Snapshot, host: Host) -> str:
+def _elsewhere(request: Request, host: Host) -> str:
     if request.region is not None and host.region != request.region:
         return f"wrong region {host.region} ({request.region} wanted)"
     if request.host is not None and host.name != request.host:
         return f"not the host that was asked for ({request.host})"
-    if host.name not in snapshot.alive:
-        return "lost: it no longer renews its lease"
-    if host.cordoned:
-        return "cordoned"
     return ""
 
 

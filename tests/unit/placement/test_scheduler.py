@@ -25,6 +25,7 @@ from tests.support.placing import make_host, make_machine
 AMS, IAD, SIN = make_host("ams-1"), make_host("iad-1"), make_host("sin-1")
 ALL = Snapshot(hosts=(AMS, IAD, SIN), alive=("ams-1", "iad-1", "sin-1"))
 NEW = Request(app="chat", machine_id="m1")
+LOST = "lost: it no longer renews its lease"
 
 
 def volume(host: Host, volume_id: str = "vol_1", attached: str = "") -> Volume:
@@ -48,7 +49,6 @@ def only(host: Host) -> Snapshot:
     [
         (msgspec.structs.replace(NEW, region="ams"), only(IAD), "wrong region iad (ams wanted)"),
         (msgspec.structs.replace(NEW, host="ams-2"), only(AMS), "not the host that was asked for (ams-2)"),
-        (NEW, Snapshot(hosts=(AMS,)), "lost: it no longer renews its lease"),
         (NEW, only(make_host("ams-1", cordoned=True)), "cordoned"),
         (
             msgspec.structs.replace(NEW, guest=Guest(memory_mb=512)),
@@ -97,6 +97,31 @@ def only(host: Host) -> Snapshot:
 def test_each_filter_says_why(request_: Request, snapshot: Snapshot, reason: str) -> None:
     (host,) = snapshot.hosts
     assert schedule(request_, snapshot) == Refusal(reasons={host.name: reason})
+
+
+@pytest.mark.parametrize(
+    ("request_", "host", "reason", "lost"),
+    [
+        (NEW, AMS, LOST, ("ams-1",)),
+        (NEW, make_host("ams-1", cordoned=True), LOST, ()),
+        (NEW, make_host("ams-1", memory_mb=100), LOST, ()),
+        (msgspec.structs.replace(NEW, mounts=(Mount(path="/d", volume="vol_9"),)), AMS, LOST, ()),
+        (msgspec.structs.replace(NEW, region="iad"), AMS, "wrong region ams (iad wanted)", ()),
+        (msgspec.structs.replace(NEW, host="ams-2"), AMS, "not the host that was asked for (ams-2)", ()),
+    ],
+    ids=["would take it", "cordoned", "full", "no such volume", "region", "host"],
+)
+def test_a_lost_host_counts_as_one_to_wait_for_only_if_it_would_take_it(
+    request_: Request, host: Host, reason: str, lost: tuple[str, ...]
+) -> None:
+    outcome = schedule(request_, Snapshot(hosts=(host,)))
+    assert outcome == Refusal(reasons={host.name: reason}, lost=lost)
+
+
+def test_a_living_host_is_taken_before_a_lost_one_is_waited_for() -> None:
+    outcome = schedule(NEW, msgspec.structs.replace(ALL, alive=("sin-1",)))
+    assert isinstance(outcome, Placement)
+    assert outcome.host == SIN
 
 
 def test_a_refusal_names_every_host() -> None:
