@@ -116,6 +116,7 @@ class ReleasesServicer(releases_pb2_grpc.ReleasesServiceServicer):
                     phase=run.doing or run.phase,
                     lines=[line.text for line in new],
                     error=run.error,
+                    reasons=run.reasons,
                 )
                 if run.state is not RunState.RUNNING:
                     return

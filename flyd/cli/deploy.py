@@ -17,7 +17,7 @@ from flyd.cli.connection import app_name, call, channel, stream
 from flyd.cli.options import app_option, json_option, split
 from flyd.cli.output import ago, done, emit, note, plain, say, state, table, waiting, warn
 from flyd.deploy import appconfig
-from flyd.errors import FlydError, InvalidInput, Unavailable
+from flyd.errors import FlydError, InvalidInput, Unavailable, Unplaceable
 from flyd.machines.sources import pack
 from flyd.v1 import hosts_pb2, images_pb2, releases_pb2, releases_pb2_grpc
 
@@ -87,14 +87,20 @@ def watch(app: str, run_id: str, json_output: bool, moves: Sequence[images_pb2.I
         warn(f"the deploy goes on without you; watch it: fly deploy --watch {run_id} -a {app}")
         sys.exit(INTERRUPTED)
     if ended.status != "complete":
-        raise FlydError(
-            f"v{ended.version} of {app} was not deployed: {ended.error}",
-            hint="What ran before runs on. `fly logs` shows what the new machines printed.",
-        )
+        raise _failure(app, ended)
     if json_output:
         emit({**plain(ended), "image_moves": images.figures(moves)})
     else:
         done(f"v{ended.version} of {app} is deployed")
+
+
+def _failure(app: str, ended: releases_pb2.WatchDeployResponse) -> FlydError:
+    """Why the deploy failed, as the error that it is."""
+    message = f"v{ended.version} of {app} was not deployed: {ended.error}"
+    if ended.reasons:
+        hint = "What ran before runs on. `fly hosts list` shows what each host has."
+        return Unplaceable(message, ended.reasons, hint=hint)
+    return FlydError(message, hint="What ran before runs on. `fly logs` shows what the new machines printed.")
 
 
 def _follow(app: str, run_id: str, update: Callable[[str], None]) -> releases_pb2.WatchDeployResponse:

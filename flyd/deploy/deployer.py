@@ -172,7 +172,7 @@ class Deployer:
                 return rollout.Wait(look_again_s=PLACE_AGAIN_S)
             if run.phase is Phase.UNDOING:
                 return f"the old machine can not be brought back: {error.message}"
-            return rollout.Undo(error=error.message)
+            return rollout.Undo(error=error.message, reasons=error.reasons)
         except NotFound:
             return ""  # somebody else has destroyed it and it is free already
         return ""
@@ -183,7 +183,9 @@ class Deployer:
         machine = self._mirror.get(keys.machine(run.app, undo.machine_id), Machine)
         if machine is not None:
             error += await self._lines_of(machine.value)
-        turned = msgspec.structs.replace(run, phase=Phase.UNDOING, done=0, reached=run.done + 1, error=error)
+        turned = msgspec.structs.replace(
+            run, phase=Phase.UNDOING, done=0, reached=run.done + 1, error=error, reasons=undo.reasons
+        )
         return self._with_lines(turned, f"failed: {error}", "walking back")
 
     async def _lines_of(self, machine: Machine) -> str:

@@ -114,6 +114,7 @@ class DeployRun(Value, frozen=True, kw_only=True):
     doing: str = ""  # the current step, in words
     lines: tuple[RunLine, ...] = ()
     error: str = ""
+    reasons: dict[str, str] = {}  # each host's, where it failed because none could take a machine
     created_at_s: float = 0.0
     updated_at_s: float = 0.0
 

@@ -88,10 +88,14 @@ class Advance(Value, frozen=True, kw_only=True):
 
 
 class Undo(Value, frozen=True, kw_only=True):
-    """The deploy has failed: walk back. The last lines of `machine_id` belong to the error."""
+    """The deploy has failed: walk back. The last lines of `machine_id` belong to the error.
+
+    `reasons`: each host's, where it failed because none could take a machine.
+    """
 
     error: str
     machine_id: str = ""
+    reasons: dict[str, str] = {}
 
 
 class Finish(Value, frozen=True, kw_only=True):

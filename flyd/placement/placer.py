@@ -92,9 +92,9 @@ def choose(request: Request, snapshot: Snapshot) -> Placement:
         hint = f"Region {request.region} has no host. Regions with hosts: {', '.join(regions)}."
     else:
         hint = "Free or add capacity, or choose another region. `fly hosts list` shows what each host has."
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.reasons.items()))
+    reasons = "".join(f"\n  {name}: {reason}" for name, reason in sorted(outcome.reasons.items()))
     raise Unplaceable(
-        f"no host can take {what} of app {request.app}{where}: {reasons}",
+        f"no host can take {what} of app {request.app}{where}:{reasons}",
         outcome.reasons,
         hint=hint,
         lost=outcome.lost,

@@ -336,6 +336,7 @@ def test_a_failed_run_says_what_was_last_known() -> None:
         assert "in iad on iad-1 was not healthy in 60 s" in ended.error
         assert "check service-8080 critical: connection refused" in ended.error
         assert "> boom on iad" in ended.error
+        assert not ended.reasons
         texts = [line.text for line in ended.lines]
         assert texts[0] == "release 2: 2 machines in ams, iad"
         assert "walking back" in texts
@@ -355,7 +356,11 @@ def test_no_room_is_said_with_each_hosts_reason() -> None:
         ended = await wait_ended(kv, "chat")
         assert ended.state is RunState.FAILED
         assert "ams-1: wrong region ams (iad wanted)" in ended.error
-        assert "iad-1: needs 256 MB memory, 100 MB free of 100" in ended.error
+        assert "iad-1: needs 256 MB memory, 100 MB free of 100" in ended.error.splitlines()[2]
+        assert ended.reasons == {
+            "ams-1": "wrong region ams (iad wanted)",
+            "iad-1": "needs 256 MB memory, 100 MB free of 100",
+        }
         await asyncio.sleep(10)
         assert await machines_of(kv, "chat") == []
 
