@@ -25,8 +25,12 @@ else
 fi
 
 mkdir -p /var/log/flyd
-rm -f /var/run/docker.pid
-dockerd --cgroup-parent "/docker-$HOST_NAME" --log-level warn --iptables=true >>/var/log/flyd/dockerd.log 2>&1 &
+# What a power cut left in /run, which a machine's boot would empty.
+rm -rf /run/docker* /run/containerd /run/wireguard
+(while :; do
+  dockerd --cgroup-parent "/docker-$HOST_NAME" --log-level warn --iptables=true >>/var/log/flyd/dockerd.log 2>&1
+  sleep 1
+done) &
 if [ -n "${ETCD_COMMAND:-}" ]; then
   (while :; do $ETCD_COMMAND >>/var/log/flyd/etcd.log 2>&1; sleep 1; done) &
 fi
