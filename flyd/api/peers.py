@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc.aio
 import structlog
 
 from flyd.api.status import from_rpc
-from flyd.errors import FlydError, NotFound
+from flyd.errors import FlydError, NotFound, Unavailable
 from flyd.model import Host
 from flyd.store import keys
 from flyd.store.mirror import Mirror
@@ -21,6 +22,15 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+
+SPREAD_TIMEOUT_S = 60.0
+"""How long a source may take to be on a second host."""
+
+SPREAD_AGAIN_S = 0.5
+"""Until the others are asked anew: a host that is gone loses its lease, one that restarts is back."""
+
+SPREAD_REST_S = 2.0
+"""How much longer than the first the other hosts may take; a machine's host fetches what it lacks."""
 
 
 class Peers:
@@ -76,6 +86,49 @@ class Peers:
             f"source {digest[:12]} is on no host that answers ({'; '.join(tried) or 'no other host is up'})",
             hint="Deploy again: `fly deploy` uploads it anew.",
         )
+
+    async def spread_source(self, digest: str) -> None:
+        """Have every other living host fetch a source; return when one has and the rest had their moment.
+
+        Returns at once where no other host lives.
+        """
+        failed: list[str] = []
+        try:
+            async with asyncio.timeout(SPREAD_TIMEOUT_S):
+                while hosts := self.living():
+                    failed = await self._spread(digest, hosts)
+                    if len(failed) < len(hosts):
+                        return
+                    await asyncio.sleep(SPREAD_AGAIN_S)
+        except TimeoutError:
+            raise Unavailable(
+                f"source {digest[:12]} is on {self._self_name} alone: no other host took it within "
+                f"{SPREAD_TIMEOUT_S:g} s ({'; '.join(failed) or 'none answered'})",
+                hint="Were this host lost, so would be the source. Deploy again once the others answer.",
+            ) from None
+
+    async def _spread(self, digest: str, hosts: list[Host]) -> list[str]:
+        """Ask these hosts to fetch it; those that failed, with the reason."""
+        failed: list[str] = []
+        async with asyncio.TaskGroup() as group:
+            waiting = {group.create_task(self._ensure_source(digest, host)) for host in hosts}
+            while waiting and len(failed) == len(hosts) - len(waiting):
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                failed += [task.result() for task in done if task.result()]
+            if waiting:
+                _, waiting = await asyncio.wait(waiting, timeout=SPREAD_REST_S)
+            for task in waiting:
+                task.cancel()
+        return sorted(failed)
+
+    async def _ensure_source(self, digest: str, host: Host) -> str:
+        """Have one host fetch it; why it did not, empty if it did."""
+        stub = releases_pb2_grpc.ReleasesServiceStub(self.channel(host))
+        try:
+            await stub.EnsureSource(releases_pb2.EnsureSourceRequest(digest=digest))
+        except grpc.aio.AioRpcError as error:
+            return f"{host.name}: {from_rpc(error, host.api_address).message}"
+        return ""
 
     async def close(self) -> None:
         """Close all channels."""

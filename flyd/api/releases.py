@@ -30,7 +30,7 @@ class ReleasesServicer(releases_pb2_grpc.ReleasesServiceServicer):
     async def UploadSource(
         self, request_iterator: AsyncIterator[releases_pb2.UploadSourceRequest], context: Any
     ) -> releases_pb2.UploadSourceResponse:
-        """Store the tree on this host; the others fetch it from here when they need it."""
+        """Store the tree on this host, then have the others fetch it: this host may be the next to die."""
         first = await anext(aiter(request_iterator), None)
         if first is None or len(first.digest) != DIGEST_HEX:
             raise InvalidInput("an upload begins with the sha256 of the whole, in hex")
@@ -41,6 +41,7 @@ class ReleasesServicer(releases_pb2_grpc.ReleasesServiceServicer):
                 yield part.data
 
         await self._context.sources.receive(first.digest, chunks())
+        await self._context.peers.spread_source(first.digest)
         return releases_pb2.UploadSourceResponse(image_ref=f"source:sha256:{first.digest}")
 
     async def DownloadSource(
@@ -49,6 +50,13 @@ class ReleasesServicer(releases_pb2_grpc.ReleasesServiceServicer):
         """Only what is on this host: a flyd never asks others on behalf of others."""
         async for data in self._context.sources.open(request.digest):
             yield releases_pb2.DownloadSourceResponse(data=data)
+
+    async def EnsureSource(
+        self, request: releases_pb2.EnsureSourceRequest, context: Any
+    ) -> releases_pb2.EnsureSourceResponse:
+        """Fetch and unpack it, as a machine that needs it would."""
+        await self._context.sources.ensure(request.digest)
+        return releases_pb2.EnsureSourceResponse()
 
     async def Deploy(self, request: releases_pb2.DeployRequest, context: Any) -> releases_pb2.DeployResponse:
         """Read fly.toml, check it against the cluster, begin the run."""

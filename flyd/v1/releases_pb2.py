@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66lyd/v1/releases.proto\x12\x07\x66lyd.v1\x1a\x1cgoogle/api/annotations.proto\"\x88\x01\n\x07Release\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x11\n\timage_ref\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\ncreated_at\x18\x06 \x01(\x01\x12\x0e\n\x06run_id\x18\x07 \x01(\t\"3\n\x13UploadSourceRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\")\n\x14UploadSourceResponse\x12\x11\n\timage_ref\x18\x01 \x01(\t\"\'\n\x15\x44ownloadSourceRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"&\n\x16\x44ownloadSourceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"j\n\rDeployRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\t\x12\x11\n\timage_ref\x18\x03 \x01(\t\x12\x0f\n\x07regions\x18\x04 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"U\n\x0e\x44\x65ployResponse\x12!\n\x07release\x18\x01 \x01(\x0b\x32\x10.flyd.v1.Release\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\"6\n\x12WatchDeployRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"\xdf\x01\n\x13WatchDeployResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\r\n\x05lines\x18\x05 \x03(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12:\n\x07reasons\x18\x07 \x03(\x0b\x32).flyd.v1.WatchDeployResponse.ReasonsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x13ListReleasesRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\":\n\x14ListReleasesResponse\x12\"\n\x08releases\x18\x01 \x03(\x0b\x32\x10.flyd.v1.Release2\x89\x04\n\x0fReleasesService\x12M\n\x0cUploadSource\x12\x1c.flyd.v1.UploadSourceRequest\x1a\x1d.flyd.v1.UploadSourceResponse(\x01\x12S\n\x0e\x44ownloadSource\x12\x1e.flyd.v1.DownloadSourceRequest\x1a\x1f.flyd.v1.DownloadSourceResponse0\x01\x12\x62\n\x06\x44\x65ploy\x12\x16.flyd.v1.DeployRequest\x1a\x17.flyd.v1.DeployResponse\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/apps/{app_name}/releases:\x01*\x12{\n\x0bWatchDeploy\x12\x1b.flyd.v1.WatchDeployRequest\x1a\x1c.flyd.v1.WatchDeployResponse\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/apps/{app_name}/runs/{run_id}/watch0\x01\x12q\n\x0cListReleases\x12\x1c.flyd.v1.ListReleasesRequest\x1a\x1d.flyd.v1.ListReleasesResponse\"$\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/apps/{app_name}/releasesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66lyd/v1/releases.proto\x12\x07\x66lyd.v1\x1a\x1cgoogle/api/annotations.proto\"\x88\x01\n\x07Release\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x11\n\timage_ref\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\ncreated_at\x18\x06 \x01(\x01\x12\x0e\n\x06run_id\x18\x07 \x01(\t\"3\n\x13UploadSourceRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\")\n\x14UploadSourceResponse\x12\x11\n\timage_ref\x18\x01 \x01(\t\"\'\n\x15\x44ownloadSourceRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"&\n\x16\x44ownloadSourceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"%\n\x13\x45nsureSourceRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x16\n\x14\x45nsureSourceResponse\"j\n\rDeployRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\t\x12\x11\n\timage_ref\x18\x03 \x01(\t\x12\x0f\n\x07regions\x18\x04 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"U\n\x0e\x44\x65ployResponse\x12!\n\x07release\x18\x01 \x01(\x0b\x32\x10.flyd.v1.Release\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\"6\n\x12WatchDeployRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"\xdf\x01\n\x13WatchDeployResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\r\n\x05lines\x18\x05 \x03(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12:\n\x07reasons\x18\x07 \x03(\x0b\x32).flyd.v1.WatchDeployResponse.ReasonsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x13ListReleasesRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\":\n\x14ListReleasesResponse\x12\"\n\x08releases\x18\x01 \x03(\x0b\x32\x10.flyd.v1.Release2\xd6\x04\n\x0fReleasesService\x12M\n\x0cUploadSource\x12\x1c.flyd.v1.UploadSourceRequest\x1a\x1d.flyd.v1.UploadSourceResponse(\x01\x12S\n\x0e\x44ownloadSource\x12\x1e.flyd.v1.DownloadSourceRequest\x1a\x1f.flyd.v1.DownloadSourceResponse0\x01\x12K\n\x0c\x45nsureSource\x12\x1c.flyd.v1.EnsureSourceRequest\x1a\x1d.flyd.v1.EnsureSourceResponse\x12\x62\n\x06\x44\x65ploy\x12\x16.flyd.v1.DeployRequest\x1a\x17.flyd.v1.DeployResponse\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/apps/{app_name}/releases:\x01*\x12{\n\x0bWatchDeploy\x12\x1b.flyd.v1.WatchDeployRequest\x1a\x1c.flyd.v1.WatchDeployResponse\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/apps/{app_name}/runs/{run_id}/watch0\x01\x12q\n\x0cListReleases\x12\x1c.flyd.v1.ListReleasesRequest\x1a\x1d.flyd.v1.ListReleasesResponse\"$\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/apps/{app_name}/releasesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,20 +50,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADSOURCEREQUEST']._serialized_end=339
   _globals['_DOWNLOADSOURCERESPONSE']._serialized_start=341
   _globals['_DOWNLOADSOURCERESPONSE']._serialized_end=379
-  _globals['_DEPLOYREQUEST']._serialized_start=381
-  _globals['_DEPLOYREQUEST']._serialized_end=487
-  _globals['_DEPLOYRESPONSE']._serialized_start=489
-  _globals['_DEPLOYRESPONSE']._serialized_end=574
-  _globals['_WATCHDEPLOYREQUEST']._serialized_start=576
-  _globals['_WATCHDEPLOYREQUEST']._serialized_end=630
-  _globals['_WATCHDEPLOYRESPONSE']._serialized_start=633
-  _globals['_WATCHDEPLOYRESPONSE']._serialized_end=856
-  _globals['_WATCHDEPLOYRESPONSE_REASONSENTRY']._serialized_start=810
-  _globals['_WATCHDEPLOYRESPONSE_REASONSENTRY']._serialized_end=856
-  _globals['_LISTRELEASESREQUEST']._serialized_start=858
-  _globals['_LISTRELEASESREQUEST']._serialized_end=897
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=899
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=957
-  _globals['_RELEASESSERVICE']._serialized_start=960
-  _globals['_RELEASESSERVICE']._serialized_end=1481
+  _globals['_ENSURESOURCEREQUEST']._serialized_start=381
+  _globals['_ENSURESOURCEREQUEST']._serialized_end=418
+  _globals['_ENSURESOURCERESPONSE']._serialized_start=420
+  _globals['_ENSURESOURCERESPONSE']._serialized_end=442
+  _globals['_DEPLOYREQUEST']._serialized_start=444
+  _globals['_DEPLOYREQUEST']._serialized_end=550
+  _globals['_DEPLOYRESPONSE']._serialized_start=552
+  _globals['_DEPLOYRESPONSE']._serialized_end=637
+  _globals['_WATCHDEPLOYREQUEST']._serialized_start=639
+  _globals['_WATCHDEPLOYREQUEST']._serialized_end=693
+  _globals['_WATCHDEPLOYRESPONSE']._serialized_start=696
+  _globals['_WATCHDEPLOYRESPONSE']._serialized_end=919
+  _globals['_WATCHDEPLOYRESPONSE_REASONSENTRY']._serialized_start=873
+  _globals['_WATCHDEPLOYRESPONSE_REASONSENTRY']._serialized_end=919
+  _globals['_LISTRELEASESREQUEST']._serialized_start=921
+  _globals['_LISTRELEASESREQUEST']._serialized_end=960
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=962
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=1020
+  _globals['_RELEASESSERVICE']._serialized_start=1023
+  _globals['_RELEASESSERVICE']._serialized_end=1621
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,11 @@ class ReleasesServiceStub:
                 request_serializer=flyd_dot_v1_dot_releases__pb2.DownloadSourceRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_releases__pb2.DownloadSourceResponse.FromString,
                 _registered_method=True)
+        self.EnsureSource = channel.unary_unary(
+                '/flyd.v1.ReleasesService/EnsureSource',
+                request_serializer=flyd_dot_v1_dot_releases__pb2.EnsureSourceRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_releases__pb2.EnsureSourceResponse.FromString,
+                _registered_method=True)
         self.Deploy = channel.unary_unary(
                 '/flyd.v1.ReleasesService/Deploy',
                 request_serializer=flyd_dot_v1_dot_releases__pb2.DeployRequest.SerializeToString,
@@ -69,7 +74,8 @@ class ReleasesServiceServicer:
     """
 
     def UploadSource(self, request_iterator, context):
-        """UploadSource stores a source tree under its digest. The first message names the digest.
+        """UploadSource stores a source tree under its digest, on this host and on at least one more if
+        there is one. The first message names the digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +83,13 @@ class ReleasesServiceServicer:
 
     def DownloadSource(self, request, context):
         """DownloadSource streams a stored source tree; flyds fetch from each other with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnsureSource(self, request, context):
+        """EnsureSource returns once this host has a source tree; it asks the others for what it lacks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +128,11 @@ def add_ReleasesServiceServicer_to_server(servicer, server):
                     servicer.DownloadSource,
                     request_deserializer=flyd_dot_v1_dot_releases__pb2.DownloadSourceRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_releases__pb2.DownloadSourceResponse.SerializeToString,
+            ),
+            'EnsureSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnsureSource,
+                    request_deserializer=flyd_dot_v1_dot_releases__pb2.EnsureSourceRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_releases__pb2.EnsureSourceResponse.SerializeToString,
             ),
             'Deploy': grpc.unary_unary_rpc_method_handler(
                     servicer.Deploy,
@@ -188,6 +206,33 @@ class ReleasesService:
             '/flyd.v1.ReleasesService/DownloadSource',
             flyd_dot_v1_dot_releases__pb2.DownloadSourceRequest.SerializeToString,
             flyd_dot_v1_dot_releases__pb2.DownloadSourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnsureSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.ReleasesService/EnsureSource',
+            flyd_dot_v1_dot_releases__pb2.EnsureSourceRequest.SerializeToString,
+            flyd_dot_v1_dot_releases__pb2.EnsureSourceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,9 +36,13 @@ class ReleasesServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ReleasesServiceAsyncStub: ...
     UploadSource: _grpc.StreamUnaryMultiCallable[_releases_pb2.UploadSourceRequest, _releases_pb2.UploadSourceResponse]
-    """UploadSource stores a source tree under its digest. The first message names the digest."""
+    """UploadSource stores a source tree under its digest, on this host and on at least one more if
+    there is one. The first message names the digest.
+    """
     DownloadSource: _grpc.UnaryStreamMultiCallable[_releases_pb2.DownloadSourceRequest, _releases_pb2.DownloadSourceResponse]
     """DownloadSource streams a stored source tree; flyds fetch from each other with it."""
+    EnsureSource: _grpc.UnaryUnaryMultiCallable[_releases_pb2.EnsureSourceRequest, _releases_pb2.EnsureSourceResponse]
+    """EnsureSource returns once this host has a source tree; it asks the others for what it lacks."""
     Deploy: _grpc.UnaryUnaryMultiCallable[_releases_pb2.DeployRequest, _releases_pb2.DeployResponse]
     """Deploy creates a release and the run that rolls it out, and returns at once."""
     WatchDeploy: _grpc.UnaryStreamMultiCallable[_releases_pb2.WatchDeployRequest, _releases_pb2.WatchDeployResponse]
@@ -54,9 +58,13 @@ class ReleasesServiceAsyncStub(ReleasesServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadSource: _aio.StreamUnaryMultiCallable[_releases_pb2.UploadSourceRequest, _releases_pb2.UploadSourceResponse]  # type: ignore[assignment]
-    """UploadSource stores a source tree under its digest. The first message names the digest."""
+    """UploadSource stores a source tree under its digest, on this host and on at least one more if
+    there is one. The first message names the digest.
+    """
     DownloadSource: _aio.UnaryStreamMultiCallable[_releases_pb2.DownloadSourceRequest, _releases_pb2.DownloadSourceResponse]  # type: ignore[assignment]
     """DownloadSource streams a stored source tree; flyds fetch from each other with it."""
+    EnsureSource: _aio.UnaryUnaryMultiCallable[_releases_pb2.EnsureSourceRequest, _releases_pb2.EnsureSourceResponse]  # type: ignore[assignment]
+    """EnsureSource returns once this host has a source tree; it asks the others for what it lacks."""
     Deploy: _aio.UnaryUnaryMultiCallable[_releases_pb2.DeployRequest, _releases_pb2.DeployResponse]  # type: ignore[assignment]
     """Deploy creates a release and the run that rolls it out, and returns at once."""
     WatchDeploy: _aio.UnaryStreamMultiCallable[_releases_pb2.WatchDeployRequest, _releases_pb2.WatchDeployResponse]  # type: ignore[assignment]
@@ -75,7 +83,9 @@ class ReleasesServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_releases_pb2.UploadSourceRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_releases_pb2.UploadSourceResponse, _abc.Awaitable[_releases_pb2.UploadSourceResponse]]:
-        """UploadSource stores a source tree under its digest. The first message names the digest."""
+        """UploadSource stores a source tree under its digest, on this host and on at least one more if
+        there is one. The first message names the digest.
+        """
 
     @_abc_1.abstractmethod
     def DownloadSource(
@@ -84,6 +94,14 @@ class ReleasesServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_releases_pb2.DownloadSourceResponse], _abc.AsyncIterator[_releases_pb2.DownloadSourceResponse]]:
         """DownloadSource streams a stored source tree; flyds fetch from each other with it."""
+
+    @_abc_1.abstractmethod
+    def EnsureSource(
+        self,
+        request: _releases_pb2.EnsureSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_releases_pb2.EnsureSourceResponse, _abc.Awaitable[_releases_pb2.EnsureSourceResponse]]:
+        """EnsureSource returns once this host has a source tree; it asks the others for what it lacks."""
 
     @_abc_1.abstractmethod
     def Deploy(
