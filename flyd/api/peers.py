@@ -111,13 +111,14 @@ class Peers:
         """Ask these hosts to fetch it; those that failed, with the reason."""
         failed: list[str] = []
         async with asyncio.TaskGroup() as group:
-            waiting = {group.create_task(self._ensure_source(digest, host)) for host in hosts}
+            asked = [group.create_task(self._ensure_source(digest, host)) for host in hosts]
+            waiting = set(asked)
             while waiting and len(failed) == len(hosts) - len(waiting):
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 failed += [task.result() for task in done if task.result()]
             if waiting:
-                _, waiting = await asyncio.wait(waiting, timeout=SPREAD_REST_S)
-            for task in waiting:
+                await asyncio.wait(waiting, timeout=SPREAD_REST_S)
+            for task in asked:
                 task.cancel()
         return sorted(failed)
 

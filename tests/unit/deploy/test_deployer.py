@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from flyd.deploy.appconfig import AppConfig
-from flyd.deploy.deployer import Deployer
 from flyd.deploy.releases import (
-    DeployRun,
     Release,
     ReleaseStatus,
     RunState,
     list_releases,
     list_runs,
-    start_deploy,
 )
-from flyd.deploy.rollout import HOST_LOST_WAIT_S
 from flyd.errors import OutcomeUnknown, Unavailable
-from flyd.machines.free import free
-from flyd.model import App, Desired, Machine, Reservations, Volume, decode, encode
+from flyd.model import Desired, Machine, Reservations, Volume, decode, encode
 from flyd.ports import KV, Delete, Put, TxnResult, Unchanged
 from flyd.store import keys
-from flyd.store.leader import lead
 from flyd.store.memory import MemoryEtcd, MemoryKV
-from flyd.store.mirror import Mirror
 from tests.simulation.loop import current, run, stream
-from tests.support.placing import CountedEntropy, FixedClock, join, make_host
-from tests.support.rollouts import STATEFUL, Behaviour, make_config, status_of, with_command
-
-PREFIXES = (keys.ALIVE, keys.MACHINES, keys.STATUS, keys.RELEASES, keys.RUNS)
-
-
-class LoopClock(FixedClock):
-    """The simulation's clock."""
-
-    def monotonic_s(self) -> float:
-        return asyncio.get_running_loop().time()
+from tests.support.deployers import (
+    all_well,
+    deployer_process,
+    machines_of,
+    new_cluster,
+    simulate,
+    start,
+    wait_ended,
+)
+from tests.support.rollouts import STATEFUL, Behaviour, make_config, with_command
 
 
 class CrashingKV(MemoryKV):
@@ -96,67 +88,9 @@ class LosingKV(MemoryKV):
             raise OutcomeUnknown("the answer got lost")
 
 
-async def no_lines(machine: Machine, count: int) -> Sequence[str]:
-    return [f"boom on {machine.region}"]
-
-
-async def keep_hosts(kv: KV, behaviour: Behaviour) -> None:
-    """All hosts: say of each machine what it does, a moment after its claim changed."""
-    while True:
-        listing = await kv.list(keys.MACHINES)
-        for item in listing.items:
-            machine = decode(item.value, Machine)
-            if machine.desired is Desired.DESTROYED and behaviour(machine) != "silent":
-                await free(kv, machine.host, machine)
-                continue
-            said = status_of(machine, behaviour(machine))
-            key = keys.status(machine.app, machine.id)
-            before = await kv.get(key)
-            if said is not None and (before is None or before.value != encode(said)):
-                await kv.txn([Unchanged(item.key, item.mod_revision)], [Put(key, encode(said))])
-        await asyncio.sleep(0.2)
-
-
-async def deployer_process(kv: KV, name: str) -> None:
-    """What the daemon runs."""
-    mirror = Mirror(kv, PREFIXES)
-    deployer = Deployer(kv, mirror, clock=LoopClock(), entropy=CountedEntropy(name), last_lines=no_lines)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(mirror.keep())
-        await mirror.wait_synced()
-        await lead(kv, "deployer", name, lambda held: deployer.keep_deploying(held.guard))
-
-
-async def start(kv: KV, app: str, version: int, config: AppConfig) -> DeployRun:
-    return await start_deploy(
-        kv, app, f"image:{version}", config, clock=LoopClock(), entropy=CountedEntropy(f"{app}{version}")
-    )
-
-
-async def wait_ended(kv: KV, app: str) -> DeployRun:
-    while True:
-        newest = (await list_runs(kv, app))[-1]
-        if newest.state is not RunState.RUNNING:
-            return newest
-        await asyncio.sleep(0.5)
-
-
-async def new_cluster(behaviour: Behaviour, *apps: str) -> MemoryKV:
-    kv = MemoryKV()
-    await join(kv, make_host("ams-1"), make_host("iad-1"))
-    for app in apps:
-        await kv.put(keys.app(app), encode(App(name=app, regions=("ams", "iad"))))
-    current().spawn("hosts", keep_hosts(MemoryKV(kv.server), behaviour))
-    return kv
-
-
 async def leader(kv: KV) -> bytes:
     record = await kv.get(keys.leader("deployer"))
     return record.value if record else b""
-
-
-async def machines_of(kv: KV, app: str) -> list[Machine]:
-    return [decode(item.value, Machine) for item in (await kv.list(f"{keys.MACHINES}{app}/")).items]
 
 
 async def check_books(kv: KV) -> None:
@@ -172,10 +106,6 @@ async def check_books(kv: KV) -> None:
 
 def sick_second(machine: Machine) -> str:
     return "sick" if (machine.release, machine.region) == (2, "iad") else "ok"
-
-
-def all_well(_machine: Machine) -> str:
-    return "ok"
 
 
 async def two_releases(
@@ -227,14 +157,6 @@ def test_a_crash_around_any_write_changes_nothing_in_the_end(case: str, after: b
         if txns < at:
             break  # it was never reached: all of them have been tried
     assert at > 10
-
-
-def simulate(main: Callable[[], Awaitable[None]], seeds: int = 5) -> None:
-    async def body() -> None:
-        await main()
-
-    for seed in range(seeds):
-        run(seed, body)
 
 
 def test_lost_answers_and_failed_reads_change_nothing_in_the_end() -> None:
@@ -343,75 +265,6 @@ def test_a_failed_run_says_what_was_last_known() -> None:
         assert texts[-1] == "release 2 failed and was undone; release 1 is what runs"
         statuses = [r.status for r in await list_releases(kv, "chat")]
         assert statuses == [ReleaseStatus.COMPLETE, ReleaseStatus.FAILED]
-
-    simulate(main, seeds=1)
-
-
-def test_no_room_is_said_with_each_hosts_reason() -> None:
-    async def main() -> None:
-        kv = await new_cluster(all_well, "chat")
-        await join(kv, make_host("iad-1", memory_mb=100))
-        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
-        await start(kv, "chat", 1, make_config())
-        ended = await wait_ended(kv, "chat")
-        assert ended.state is RunState.FAILED
-        assert "ams-1: wrong region ams (iad wanted)" in ended.error
-        assert "iad-1: needs 256 MB memory, 100 MB free of 100" in ended.error.splitlines()[2]
-        assert ended.reasons == {
-            "ams-1": "wrong region ams (iad wanted)",
-            "iad-1": "needs 256 MB memory, 100 MB free of 100",
-        }
-        await asyncio.sleep(10)
-        assert await machines_of(kv, "chat") == []
-
-    simulate(main, seeds=1)
-
-
-async def first_deploy_without(
-    *lost: str, back_after_s: float = 1e6, memory_mb: int = 2048
-) -> tuple[DeployRun, float]:
-    """A first deploy while hosts have just lost their lease; how it ended, and when."""
-    kv = await new_cluster(all_well, "chat")
-    await join(kv, make_host("iad-1", memory_mb=memory_mb))
-    for name in lost:
-        await kv.txn((), (Delete(keys.alive(name)),))
-    current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
-    began_s = asyncio.get_running_loop().time()
-    await start(kv, "chat", 1, make_config())
-
-    async def come_back() -> None:
-        await asyncio.sleep(back_after_s)
-        for name in lost:
-            await kv.put(keys.alive(name), b"true")
-
-    current().spawn("hosts come back", come_back())
-    return await wait_ended(kv, "chat"), asyncio.get_running_loop().time() - began_s
-
-
-@pytest.mark.parametrize("lost", [("iad-1",), ("ams-1",), ("ams-1", "iad-1")])
-def test_the_only_host_of_a_region_may_be_away_for_a_moment(lost: tuple[str, ...]) -> None:
-    async def main() -> None:
-        ended, _ = await first_deploy_without(*lost, back_after_s=20.0)
-        assert ended.state is RunState.COMPLETE, ended.error
-
-    simulate(main, seeds=2)
-
-
-def test_a_lost_host_is_waited_for_no_longer_than_that() -> None:
-    async def main() -> None:
-        ended, took_s = await first_deploy_without("iad-1")
-        assert "iad-1: lost" in ended.error
-        assert HOST_LOST_WAIT_S <= took_s < HOST_LOST_WAIT_S + 10
-
-    simulate(main, seeds=1)
-
-
-@pytest.mark.parametrize("lost", [(), ("iad-1",)])
-def test_what_no_waiting_mends_is_final_at_once(lost: tuple[str, ...]) -> None:
-    async def main() -> None:
-        ended, took_s = await first_deploy_without(*lost, memory_mb=100)
-        assert ended.state is RunState.FAILED
-        assert took_s < 10
 
     simulate(main, seeds=1)
 
