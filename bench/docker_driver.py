@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import support
-from flyd.machines.docker import DockerDriver
-from flyd.machines.docker_spec import HostNetwork
+from flyd.drivers.docker.driver import DockerDriver
+from flyd.drivers.docker.spec import HostNetwork
 from flyd.model import MachineSpec
 from flyd.store.system import SystemClock
 

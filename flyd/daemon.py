@@ -30,6 +30,8 @@ from flyd.api.logs import last_lines
 from flyd.api.peers import Peers
 from flyd.api.server import build_server
 from flyd.deploy.deployer import Deployer
+from flyd.drivers.process.driver import ProcessDriver
+from flyd.drivers.process.sources import DirectorySources
 from flyd.edge.envoy import Envoy
 from flyd.edge.loop import keep_edge
 from flyd.edge.xds import AdsServer
@@ -41,8 +43,6 @@ from flyd.images.prune import keep_images_pruned
 from flyd.incidents.recorder import Recorder
 from flyd.machines.host import HostLoop
 from flyd.machines.probes import probe
-from flyd.machines.process import ProcessDriver
-from flyd.machines.sources import DirectorySources
 from flyd.model import Host
 from flyd.network.mesh import keep_mesh
 from flyd.network.mesh_plan import MeshMode
@@ -146,8 +146,10 @@ def build_driver(config: HostConfig, clock: Clock) -> Driver:
     """What runs this host's machines, as its configuration says."""
     data_dir = Path(config.data_dir)
     if config.driver == "docker":
-        from flyd.machines.docker import DockerDriver  # the SDK costs memory that only this driver needs
-        from flyd.machines.docker_spec import HostNetwork, OwnPrograms
+        from flyd.drivers.docker.driver import (
+            DockerDriver,  # the SDK costs memory that only this driver needs
+        )
+        from flyd.drivers.docker.spec import HostNetwork, OwnPrograms
 
         network = HostNetwork(host_name=config.name, subnet=config.subnet, gateway=config.address)
         own = OwnPrograms(image=OWN_PROGRAMS_IMAGE, folders=installation_folders(), path=os.environ["PATH"])

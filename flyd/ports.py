@@ -170,7 +170,7 @@ class KV(Protocol):
 
 
 class Driver(Protocol):
-    """What runs machines on this host: process groups (process.py), later Docker.
+    """What runs machines on this host: process groups or containers (flyd/drivers).
 
     All calls are idempotent: called twice, the second changes nothing and answers the
     same. Machines outlive the driver object and flyd; `observe` finds them again.

@@ -28,8 +28,8 @@ OUTSIDE = (
     "flyd/cli",  # a person is there, with a watch
     "flyd/cluster",  # starts processes on this machine
     "flyd/store/system.py",  # the real clock and the real dice
-    "flyd/machines/shim.py",  # a program of its own, without flyd
-    "flyd/machines/proc.py",  # waits for the kernel
+    "flyd/drivers/process/shim.py",  # a program of its own, without flyd
+    "flyd/drivers/process/proc.py",  # waits for the kernel
     "pgha/killer.py",  # a program of its own: the deadline's enforcer
 )
 

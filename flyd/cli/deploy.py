@@ -17,8 +17,8 @@ from flyd.cli.connection import app_name, call, channel, stream
 from flyd.cli.options import app_option, json_option, split
 from flyd.cli.output import ago, done, emit, note, plain, say, state, table, waiting, warn
 from flyd.deploy import appconfig
+from flyd.drivers.process.sources import pack
 from flyd.errors import FlydError, InvalidInput, Unavailable, Unplaceable
-from flyd.machines.sources import pack
 from flyd.v1 import hosts_pb2, images_pb2, releases_pb2, releases_pb2_grpc
 
 CHUNK_BYTES = 256 * 1024

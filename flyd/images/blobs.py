@@ -16,9 +16,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flyd.drivers.durable import sync_directory
 from flyd.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from flyd.images.layers import checked
-from flyd.machines.durable import sync_directory
 from flyd.model import BlobNeed, BlobPart
 
 PART_BYTES = 1024 * 1024

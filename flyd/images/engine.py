@@ -15,10 +15,10 @@ from typing import Any
 from docker import APIClient
 from docker.errors import APIError, ImageNotFound
 
+from flyd.drivers.docker.engine import DEFAULT_URL
+from flyd.drivers.docker.errors import translated
 from flyd.errors import Refused
 from flyd.images.layers import bare
-from flyd.machines.docker_engine import DEFAULT_URL
-from flyd.machines.docker_errors import translated
 from flyd.model import HeldImage
 
 MARK = "flyd.local/image"

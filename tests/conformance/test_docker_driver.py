@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from flyd.drivers.docker.driver import DockerDriver
 from flyd.errors import Conflict, InvalidInput, NotFound, Unavailable
-from flyd.machines.docker import DockerDriver
 from flyd.model import Guest, MachineSpec
 from flyd.store.system import SystemClock
 from tests.support.drivers import WAIT_S, collected, first_lines, running, spec, until

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flyd.machines import process as process_driver
-from flyd.machines.machinedir import MachineDirectory
+from flyd.drivers.process import driver as process_driver
+from flyd.drivers.process.directory import MachineDirectory
 from flyd.model import MachineSpec, encode
 from tests.support.drivers import (
     WAIT_S,
@@ -153,7 +153,7 @@ async def test_a_run_of_another_boot_has_ended(rig: ProcessRig) -> None:
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path
-from flyd.machines.process import ProcessDriver
+from flyd.drivers.process.driver import ProcessDriver
 from flyd.store.system import SystemClock
 from flyd.model import MachineSpec, decode
 

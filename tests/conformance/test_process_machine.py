@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flyd.drivers.process import driver as process_driver
 from flyd.errors import InvalidInput, NotFound
-from flyd.machines import process as process_driver
 from tests.support.drivers import WAIT_S, ProcessRig, collected, first_lines, process_host, spec
 
 pytestmark = pytest.mark.timeout(60)

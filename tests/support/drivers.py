@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from flyd.machines.process import ProcessDriver
+from flyd.drivers.process.driver import ProcessDriver
 from flyd.model import ExecOutput, LogLine, MachineSpec
 from flyd.ports import Driver
 from flyd.store.system import SystemClock

@@ -17,9 +17,9 @@ import pytest
 from docker import APIClient
 from docker.errors import DockerException, NotFound
 
-from flyd.machines.docker import DockerDriver
-from flyd.machines.docker_engine import DEFAULT_URL
-from flyd.machines.docker_spec import LABEL_HOST, HostNetwork
+from flyd.drivers.docker.driver import DockerDriver
+from flyd.drivers.docker.engine import DEFAULT_URL
+from flyd.drivers.docker.spec import LABEL_HOST, HostNetwork
 from flyd.store.system import SystemClock
 from tests.support.drivers import ShellCommands
 

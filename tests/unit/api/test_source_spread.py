@@ -18,8 +18,8 @@ from flyd.api import peers as peers_module
 from flyd.api.peers import Peers
 from flyd.api.releases import ReleasesServicer
 from flyd.api.status import ErrorInterceptor, from_rpc
+from flyd.drivers.process.sources import DirectorySources, pack
 from flyd.errors import Unavailable
-from flyd.machines.sources import DirectorySources, pack
 from flyd.model import encode
 from flyd.ports import Delete
 from flyd.store import keys

@@ -5,7 +5,7 @@ reading of what the engine tells of them. Invariants: the same spec gives the sa
 another spec another digest (label `flyd.spec`), so that a changed machine is made anew; the labels
 alone are enough to know a container again without flyd's database.
 
-Pure. Called by docker.py and docker_engine.py.
+Pure. Called by driver.py and engine.py.
 """
 
 from __future__ import annotations

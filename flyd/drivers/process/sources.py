@@ -28,9 +28,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from flyd.drivers.durable import sync_directory, sync_filesystem
+from flyd.drivers.process.ignorefile import IgnoreRules
 from flyd.errors import InvalidInput, NotFound, Refused, Unavailable
-from flyd.machines.durable import sync_directory, sync_filesystem
-from flyd.machines.ignorefile import IgnoreRules
 
 SOURCE_MAX_BYTES = 256 * 1024 * 1024  # of all files together
 TAR_MAX_BYTES = 2 * SOURCE_MAX_BYTES  # the headers of many small files can be as large as they are

@@ -1,9 +1,9 @@
 """The runs of a host's containers: which are under way, and whose end the engine has told of.
 
-Owns what the driver knows of machines that run, from the engine's event stream (docker_events.py), and
+Owns what the driver knows of machines that run, from the engine's event stream (events.py), and
 tells of each end once. Invariants: an end counts only for a run that began before it, by the engine's own
 clock, since events may come twice or late; after a time without the stream, each run that is not in the
-new listing has ended. Everything happens in the loop's thread. Called by docker.py.
+new listing has ended. Everything happens in the loop's thread. Called by driver.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import asyncio
 
 import structlog
 
+from flyd.drivers.docker.events import EngineEvent
+from flyd.drivers.docker.spec import Seen
 from flyd.errors import FlydError, Unavailable
-from flyd.machines.docker_events import EngineEvent
-from flyd.machines.docker_spec import Seen
 from flyd.ports import Clock
 
 log = structlog.get_logger(__name__)

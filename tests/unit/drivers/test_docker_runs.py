@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
+from flyd.drivers.docker.events import EngineEvent
+from flyd.drivers.docker.runs import Runs
+from flyd.drivers.docker.spec import Seen
 from flyd.errors import Conflict
-from flyd.machines.docker_events import EngineEvent
-from flyd.machines.docker_runs import Runs
-from flyd.machines.docker_spec import Seen
 
 
 class SetClock:
@@ -126,7 +126,7 @@ def test_restarted_while_the_stream_was_broken(runs: Runs) -> None:
 async def test_while_the_engine_is_down_its_last_error_is_said(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flyd.machines.docker_runs.CONNECT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("flyd.drivers.docker.runs.CONNECT_TIMEOUT_S", 0.01)
     runs.listed([], 99.0)
     runs.down(Conflict("another subnet", hint="remove it"))
     with pytest.raises(Conflict, match="another subnet"):

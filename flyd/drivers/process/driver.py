@@ -1,7 +1,7 @@
 """The process driver: a machine is a process group with a directory of its own.
 
-Owns the machine directories under one root (flyd/machines/machinedir.py) and starts one shim for
-each running machine (flyd/machines/shim.py), which outlives this object and flyd itself. Built
+Owns the machine directories under one root (flyd/drivers/process/directory.py) and starts one shim for
+each running machine (flyd/drivers/process/shim.py), which outlives this object and flyd itself. Built
 inside the running loop by flyd/daemon.py; a new driver over the same root adopts what runs.
 
 Invariants: at most one run of a machine at a time (the shim's lock); an ended run has left no
@@ -27,11 +27,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from flyd.drivers.process import proc, shim
+from flyd.drivers.process.directory import MachineDirectory, RunRecord, identity_of
+from flyd.drivers.process.exec import run_command
+from flyd.drivers.process.log import read_lines
 from flyd.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
-from flyd.machines import proc, shim
-from flyd.machines.logfile import read_lines
-from flyd.machines.machinedir import MachineDirectory, RunRecord, identity_of
-from flyd.machines.processexec import run_command
 from flyd.model import ExecOutput, ExitStatus, LogLine, MachineSpec, Observed
 from flyd.ports import Clock
 

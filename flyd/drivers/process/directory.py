@@ -5,7 +5,7 @@
         work/          a private copy of the source tree; mounts are links in it; ephemeral
         log/           output.log and output.log.1, each line after its time; shim.err
         run/lock       held by the machine's shim for as long as it lives
-        run/pid.json   the newest run: which shim, which process (flyd/machines/shim.py)
+        run/pid.json   the newest run: which shim, which process (flyd/drivers/process/shim.py)
         run/exit.json  how a run ended; counts only for the run that it names
         run/stop.json  the run that somebody asked to stop
 
@@ -30,9 +30,9 @@ from typing import TypeVar
 
 import msgspec
 
+from flyd.drivers.durable import remove_file, sync_directory, write_file
+from flyd.drivers.process import proc
 from flyd.errors import InvalidInput, NotFound, Unavailable
-from flyd.machines import proc
-from flyd.machines.durable import remove_file, sync_directory, write_file
 from flyd.model import ExitStatus, MachineSpec, Observed, Value, decode, encode
 
 T = TypeVar("T")

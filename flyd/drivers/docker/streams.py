@@ -1,7 +1,7 @@
 """A blocking stream of the Docker SDK, read by a thread of its own, as something to await.
 
 Owns that thread: it ends with the stream, or when the reader closes. A slow reader slows the
-stream down (QUEUE_MAX). Called by docker.py for logs and exec.
+stream down (QUEUE_MAX). Called by driver.py for logs and exec.
 """
 
 from __future__ import annotations

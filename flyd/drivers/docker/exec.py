@@ -17,10 +17,10 @@ from typing import Any
 
 import structlog
 
+from flyd.drivers.docker.engine import Engine
+from flyd.drivers.docker.spec import Seen
+from flyd.drivers.docker.streams import ThreadedStream
 from flyd.errors import NotFound, Unavailable
-from flyd.machines.docker_engine import Engine
-from flyd.machines.docker_spec import Seen
-from flyd.machines.docker_streams import ThreadedStream
 from flyd.model import ExecOutput
 
 log = structlog.get_logger(__name__)

@@ -26,13 +26,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from flyd.errors import Conflict, FlydError, InvalidInput, NotFound, Refused, Unavailable
-from flyd.machines import durable
-from flyd.machines.docker_engine import DEFAULT_URL, Engine
-from flyd.machines.docker_events import EventReader
-from flyd.machines.docker_exec import run_command
-from flyd.machines.docker_runs import Run, Runs
-from flyd.machines.docker_spec import (
+from flyd.drivers import durable
+from flyd.drivers.docker.engine import DEFAULT_URL, Engine
+from flyd.drivers.docker.events import EventReader
+from flyd.drivers.docker.exec import run_command
+from flyd.drivers.docker.runs import Run, Runs
+from flyd.drivers.docker.spec import (
     NANO,
     HostNetwork,
     OwnPrograms,
@@ -43,7 +42,8 @@ from flyd.machines.docker_spec import (
     observed,
     spec_digest,
 )
-from flyd.machines.docker_streams import ThreadedStream
+from flyd.drivers.docker.streams import ThreadedStream
+from flyd.errors import Conflict, FlydError, InvalidInput, NotFound, Refused, Unavailable
 from flyd.model import ExecOutput, ExitStatus, LogLine, MachineSpec, Observed
 from flyd.ports import Clock
 

@@ -2,7 +2,7 @@
 
 Owns the connection and the words of each failure (docker_errors.py). Every call is idempotent
 where the engine lets it be: starting what runs, killing what has ended and removing what is gone
-are no errors. Called from threads by docker.py and docker_events.py. Decides nothing.
+are no errors. Called from threads by driver.py and events.py. Decides nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from docker.errors import APIError
 from docker.errors import NotFound as NoSuchThing
 from docker.types import CancellableStream, IPAMConfig, IPAMPool
 
-from flyd.errors import Conflict
-from flyd.machines.docker_errors import translated
-from flyd.machines.docker_spec import (
+from flyd.drivers.docker.errors import translated
+from flyd.drivers.docker.spec import (
     LABEL_HOST,
     HostNetwork,
     Seen,
@@ -25,6 +24,7 @@ from flyd.machines.docker_spec import (
     network_options,
     seen,
 )
+from flyd.errors import Conflict
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 CALL_TIMEOUT_S = 60

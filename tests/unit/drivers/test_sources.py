@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from flyd.drivers.process import sources
+from flyd.drivers.process.ignorefile import IgnoreRules
+from flyd.drivers.process.sources import DirectorySources, pack
 from flyd.errors import FlydError, InvalidInput, NotFound, Refused
-from flyd.machines import sources
-from flyd.machines.ignorefile import IgnoreRules
-from flyd.machines.sources import DirectorySources, pack
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:

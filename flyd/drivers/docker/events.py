@@ -3,7 +3,7 @@
 Owns that thread and its reconnecting. In this order, after each (re)connect: the host's network
 is made sure of, the stream opened, all running machines listed, then each event handed on; all in
 the loop's thread through `call_soon_threadsafe`, so the order is kept. Events may come twice and
-from a moment before the listing: the driver tells by their time. Called by docker.py.
+from a moment before the listing: the driver tells by their time. Called by driver.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from docker.errors import DockerException
 from docker.types import CancellableStream
 
+from flyd.drivers.docker.engine import Engine
+from flyd.drivers.docker.spec import LABEL_MACHINE, NANO, Seen
+from flyd.drivers.docker.streams import close_stream
 from flyd.errors import FlydError, Unavailable
-from flyd.machines.docker_engine import Engine
-from flyd.machines.docker_spec import LABEL_MACHINE, NANO, Seen
-from flyd.machines.docker_streams import close_stream
 from flyd.model import Value
 from flyd.ports import Clock
 

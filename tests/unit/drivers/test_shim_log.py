@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flyd.machines.logfile import parse, read_lines
-from flyd.machines.shim import Log
+from flyd.drivers.process.log import parse, read_lines
+from flyd.drivers.process.shim import Log
 
 
 async def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests import ConnectionError, Response
 
-from flyd.errors import Conflict, FlydError, InvalidInput, NotFound, Refused, Unavailable
-from flyd.machines.docker_errors import translated
-from flyd.machines.docker_spec import (
+from flyd.drivers.docker.errors import translated
+from flyd.drivers.docker.spec import (
     HostNetwork,
     container_body,
     log_line,
@@ -21,6 +20,7 @@ from flyd.machines.docker_spec import (
     seen,
     spec_digest,
 )
+from flyd.errors import Conflict, FlydError, InvalidInput, NotFound, Refused, Unavailable
 from flyd.model import ExitStatus, Guest, MachineSpec
 
 NETWORK = HostNetwork(host_name="ams-1", subnet="10.211", gateway="10.211.0.1", mtu=1420)

@@ -1,0 +1,1 @@
+"""What runs machines on a host: ports.Driver for process groups and for containers."""

@@ -1,0 +1,1 @@
+"""Machines as containers of the host's own engine."""

@@ -1,0 +1,1 @@
+"""Machines as process groups of the host: the embedded default."""
