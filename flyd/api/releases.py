@@ -12,9 +12,10 @@ from typing import Any
 from flyd.api.apps import check_regions
 from flyd.api.context import ApiContext
 from flyd.deploy import appconfig
-from flyd.deploy.releases import DeployRun, Release, RunLine, RunState, start_deploy
+from flyd.deploy.ports import tcp_ports
+from flyd.deploy.releases import DeployRun, Release, RunLine, RunState
+from flyd.deploy.requests import start_deploy
 from flyd.errors import Conflict, InvalidInput, NotFound
-from flyd.model import App, Machine, Service
 from flyd.store import keys
 from flyd.v1 import releases_pb2, releases_pb2_grpc
 
@@ -65,7 +66,7 @@ class ReleasesServicer(releases_pb2_grpc.ReleasesServiceServicer):
         config = appconfig.parse(request.config, "fly.toml")
         asked = list(request.regions)
         check_regions(ctx, asked or list(app.regions or config.regions))
-        _check_ports(ctx, app, config)
+        _check_http_port(ctx, config)
         run = await start_deploy(
             ctx.kv,
             app.name,
@@ -159,28 +160,10 @@ def _after(lines: tuple[RunLine, ...], last: RunLine | None) -> tuple[RunLine, .
     return lines[lines.index(last) + 1 :]
 
 
-def _tcp_ports(services: tuple[Service, ...]) -> set[int]:
-    """Edge ports that an app takes for itself: those without an HTTP handler."""
-    return {port.port for service in services for port in service.ports if "http" not in port.handlers}
-
-
-def _check_ports(context: ApiContext, app: App, config: appconfig.AppConfig) -> None:
-    """Refuse raw TCP ports that another app, or a Postgres endpoint, has on the edge already."""
-    wanted: set[int] = set()
-    for group in config.groups.values():
-        wanted |= _tcp_ports(group.services)
-    owners = {
-        item.value.endpoint_port: item.value.name
-        for item in context.mirror.list(keys.APPS, App)
-        if item.value.endpoint_port
-    }
-    for item in context.mirror.list(keys.MACHINES, Machine):
-        if item.value.app != app.name:
-            owners |= dict.fromkeys(_tcp_ports(item.value.config.services), item.value.app)
-    owners[context.host.http_port] = "the edge itself (HTTP)"
-    for port in sorted(wanted):
-        if port in owners:
-            raise Conflict(
-                f"port {port} on the edge is taken by {owners[port]}",
-                hint='Choose another in [[services.ports]], or handlers = ["http"]: HTTP is shared by name.',
-            )
+def _check_http_port(context: ApiContext, config: appconfig.AppConfig) -> None:
+    """Refuse the port on which the edge itself listens."""
+    if context.host.http_port in tcp_ports(config):
+        raise Conflict(
+            f"port {context.host.http_port} on the edge is taken by the edge itself (HTTP)",
+            hint='Choose another in [[services.ports]], or handlers = ["http"]: HTTP is shared by name.',
+        )

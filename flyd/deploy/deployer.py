@@ -20,12 +20,13 @@ import msgspec
 import structlog
 
 from flyd.deploy import plan, rollout
+from flyd.deploy.ports import given_back
 from flyd.deploy.releases import MAX_LINES, DeployRun, Phase, Release, ReleaseStatus, RunLine, RunState
 from flyd.errors import Conflict, FlydError, InvariantBroken, NotFound, Unavailable, Unplaceable
 from flyd.machines import commands
 from flyd.model import Desired, Machine, MachineStatus, encode
 from flyd.placement.placer import place
-from flyd.ports import KV, Clock, Entropy, Put, Unchanged
+from flyd.ports import KV, Clock, Delete, Entropy, Put, Unchanged
 from flyd.store import keys
 from flyd.store.mirror import Mirror, Versioned
 
@@ -122,8 +123,9 @@ class Deployer:
                 status = _RELEASE_STATUS[move.state]
                 release = msgspec.structs.replace(release, status=status)
                 ended = self._with_lines(_ended(run, move.state), _verdict(run, move.state))
+                claims, freed = await self._ports_given_back(run, release)
                 effect = Put(keys.release(run.app, run.version), encode(release))
-                await self._record(ended, release, guards, effect)
+                await self._record(ended, release, (*guards, *claims), effect, *freed)
             case rollout.Plan():
                 count = sum(1 for slot in move.slots if slot.wanted)
                 planned = msgspec.structs.replace(run, phase=Phase.ROLLING, slots=move.slots, done=0)
@@ -177,6 +179,17 @@ class Deployer:
             return ""  # somebody else has destroyed it and it is free already
         return ""
 
+    async def _ports_given_back(
+        self, run: DeployRun, release: Release
+    ) -> tuple[list[Unchanged], list[Delete]]:
+        """What the end of a run does to the app's claims of edge ports."""
+        in_force: Release | None = release
+        if release.status is not ReleaseStatus.COMPLETE:
+            before = self._mirror.get(keys.release(run.app, run.previous_version), Release)
+            in_force = before.value if before is not None else None
+        claims = (await self._kv.list(keys.PORTS)).items
+        return given_back(run.app, in_force.config if in_force else None, claims)
+
     async def _undoing(self, run: DeployRun, undo: rollout.Undo) -> DeployRun:
         """The run turned round, its error complete with what the failed machine last printed."""
         error = undo.error
@@ -221,7 +234,7 @@ class Deployer:
         return msgspec.structs.replace(run, lines=lines[-MAX_LINES:])
 
     async def _record(
-        self, run: DeployRun, release: Release | None, guards: tuple[Unchanged, ...], *effects: Put
+        self, run: DeployRun, release: Release | None, guards: tuple[Unchanged, ...], *effects: Put | Delete
     ) -> None:
         """Write the run if it is still as it was read, and wait until the mirror shows it."""
         step = plan.current_step(run, release) if release is not None else None

@@ -12,7 +12,8 @@ Everything lives under ROOT. Values are JSON (flyd/model.py, pgha/model.py). Who
     volumes/<app>/<volume>           Volume         placement (attach epoch), the API
     releases/<app>/<version>         Release        the API (deploy); version is 8 digits
     runs/<app>/<run>                 DeployRun      the elected deployer; created by the API
-    ports/<port>                     app name       the API: who owns a port of every edge
+    ports/<port>                     app name       the API: who owns a port of every edge;
+                                                    the elected deployer gives back
     leaders/<role>                   host name      store/leader.py, under a lease
     events/<app>/<time ns>-<source>  Event          anyone; incidents/recorder.py prunes
     pg/<cluster>/leader              PostgresLeader pgha, by a take-over's compare-and-set

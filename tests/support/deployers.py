@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from flyd.deploy.appconfig import AppConfig
 from flyd.deploy.deployer import Deployer
-from flyd.deploy.releases import DeployRun, RunState, list_runs, start_deploy
+from flyd.deploy.releases import DeployRun, RunState, list_runs
+from flyd.deploy.requests import start_deploy
 from flyd.machines.free import free
 from flyd.model import App, Desired, Machine, decode, encode
 from flyd.ports import KV, Put, Unchanged

@@ -14,7 +14,8 @@ import pytest
 
 from flyd.deploy.appconfig import AppConfig
 from flyd.deploy.deployer import Deployer
-from flyd.deploy.releases import DeployRun, RunState, list_runs, start_deploy
+from flyd.deploy.releases import DeployRun, RunState, list_runs
+from flyd.deploy.requests import start_deploy
 from flyd.errors import FlydError
 from flyd.model import App, Desired, Machine, decode, encode
 from flyd.store import keys

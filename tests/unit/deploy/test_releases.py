@@ -9,7 +9,6 @@ import pytest
 
 from flyd.deploy.appconfig import AppConfig
 from flyd.deploy.releases import (
-    KEPT_RUNS,
     DeployRun,
     Phase,
     Release,
@@ -17,8 +16,8 @@ from flyd.deploy.releases import (
     RunState,
     list_releases,
     list_runs,
-    start_deploy,
 )
+from flyd.deploy.requests import KEPT_RUNS, start_deploy
 from flyd.errors import Conflict, FlydError, InvalidInput, NotFound, OutcomeUnknown, Refused
 from flyd.model import App, AppKind, decode, encode
 from flyd.ports import KV
