@@ -20,6 +20,7 @@ from integration.traffic import traffic
 pytestmark = pytest.mark.timeout(180)
 
 FAILED = 1
+REFUSED = 5
 STEADY = ("id", "pid", "started_at", "release_version", "cordoned")
 
 
@@ -147,3 +148,14 @@ def test_a_volume_stays_with_its_app(cluster: Cluster) -> None:
     assert kept["epoch"] > volume["epoch"]
     (machine,) = cluster.machines("notes")
     assert kept["attached_machine_id"] == machine["id"]
+
+
+def test_data_is_not_left_behind_in_another_region(cluster: Cluster) -> None:
+    (volume,) = cluster.fly("volumes", "list", "-a", "notes", "--json").json()
+    (before,) = steady(cluster, "notes")
+    other = next(region for region in REGIONS if region != volume["region"])
+    said = cluster.fly.refused(REFUSED, "deploy", "--regions", other, cwd=EXAMPLES / "notes")
+    assert f"{volume['id']} in {volume['region']}" in said
+    assert f"fly volumes create {volume['name']} --region {other} -a notes" in said
+    assert cluster.fly("volumes", "list", "-a", "notes", "--json").json() == [volume]
+    assert steady(cluster, "notes") == [before]

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import msgspec
 
 from flyd.deploy.appconfig import AppConfig
+from flyd.deploy.mounts import refuse_lost_data
 from flyd.deploy.ports import claims_of, tcp_ports
 from flyd.deploy.releases import DeployRun, Release, ReleaseStatus, RunState, list_releases, list_runs
 from flyd.errors import Conflict, InvalidInput, NotFound, OutcomeUnknown, Refused
-from flyd.model import App, AppKind, decode, encode
+from flyd.model import App, AppKind, Machine, decode, encode
+from flyd.placement.volumes import list_volumes
 from flyd.ports import KV, Clock, Delete, Entropy, Put, Unchanged
 from flyd.store import keys
 
@@ -44,7 +46,7 @@ async def start_deploy(
     """Create the next release and its run; the elected deployer takes it from there.
 
     Raises Conflict with who and when if another deploy of the app is under way, and with the owner
-    of a port that another app has.
+    of a port that another app has; Refused where it would leave the app's data behind.
     """
     token = entropy.token(4)
     now_s = clock.wall_s()
@@ -72,6 +74,8 @@ async def start_deploy(
             return mine  # the answer of an attempt got lost
         _refuse_second(app, runs)
         run, release = _numbered(asked, wanted, application, releases)
+        machines = [decode(i.value, Machine) for i in (await kv.list(f"{keys.MACHINES}{app}/")).items]
+        refuse_lost_data(run, release, machines, await list_volumes(kv, app))
         held, claims = claims_of(app, ports, (await kv.list(keys.PORTS)).items)
         compares = [
             Unchanged(keys.release(app, run.version), 0),
