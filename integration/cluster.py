@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 FLY = Path(sys.executable).parent / "fly"
 BASE = 101
 REGIONS = ("ams", "iad", "sin")
-FLY_TIMEOUT_S = 90.0  # the longest that any command here may take
+FLY_TIMEOUT_S = 90.0  # the longest that a command here may take
 WAIT_S = 30.0
 EDGE_S = 1.0
 LOOK_S = 0.1
@@ -60,8 +60,9 @@ def wait_for(look: Callable[[], T | None], what: str, timeout_s: float = WAIT_S)
 class Fly:
     """The command, with a home and settings of its own."""
 
-    def __init__(self, home: Path, api: str = "") -> None:
+    def __init__(self, home: Path, api: str = "", timeout_s: float = FLY_TIMEOUT_S) -> None:
         self.home = home
+        self._timeout_s = timeout_s
         self.env = {
             **os.environ,
             "FLYD_HOME": str(home / "flyd"),
@@ -83,7 +84,7 @@ class Fly:
 
     def run(self, *words: str, cwd: Path | None = None, api: str | None = None) -> Ran:
         """A command to its end, however it ends; never with a traceback."""
-        return ended(self.start(*words, cwd=cwd, api=api))
+        return ended(self.start(*words, cwd=cwd, api=api), self._timeout_s)
 
     def __call__(self, *words: str, cwd: Path | None = None, api: str | None = None) -> Ran:
         """A command that must go well."""
@@ -99,14 +100,14 @@ class Fly:
         return ran.err
 
 
-def ended(command: subprocess.Popen[str]) -> Ran:
+def ended(command: subprocess.Popen[str], timeout_s: float = FLY_TIMEOUT_S) -> Ran:
     """Wait for a command that was begun."""
     try:
-        out, err = command.communicate(timeout=FLY_TIMEOUT_S)
+        out, err = command.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         command.kill()
         out, err = command.communicate()
-        raise AssertionError(f"fly did not end in {FLY_TIMEOUT_S:g} s:\n{out}\n{err}") from None
+        raise AssertionError(f"fly did not end in {timeout_s:g} s:\n{out}\n{err}") from None
     assert "Traceback" not in err, err
     return Ran(command.returncode, out, err)
 
