@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flyd.errors import Conflict, NotFound, OutcomeUnknown, Refused
+from flyd.errors import Conflict, NotFound, OutcomeUnknown, Refused, Unavailable
 from flyd.model import Mount, Reservations, Volume, decode, encode
 from flyd.placement import ids
 from flyd.placement.placer import PLACE_ATTEMPTS, choose, new_volume, wait_before_retry
@@ -32,12 +32,25 @@ async def create_volume(
     host: str | None = None,
     guards: Sequence[Unchanged] = (),
 ) -> Volume:
-    """A new, free volume on a host of the region that has the disk for it."""
+    """A new, free volume on a host of the region that has the disk for it.
+
+    All attempts share one id, wherever they would put it: of those whose answer was lost, one at
+    most takes effect. Raises OutcomeUnknown where etcd then says nothing any more.
+    """
     mount = Mount(path="", name=name, size_gb=size_gb)
     volume_id = ids.new_volume_id(entropy)
     request = Request(app=app, machine_id="", guest=None, region=region, host=host, mounts=(mount,))
+    sent = False
     for attempt in range(PLACE_ATTEMPTS):
-        sighting = await read_snapshot(kv, app)
+        try:
+            sighting = await read_snapshot(kv, app)
+        except Unavailable as error:
+            if not sent:
+                raise
+            raise OutcomeUnknown(
+                f"whether volume {name} of app {app} was created is not known: {error.message}",
+                hint=f"Once etcd answers, `fly volumes list -a {app}` shows {volume_id} if it was.",
+            ) from error
         existing = next((v for v in sighting.snapshot.volumes if v.id == volume_id), None)
         if existing is not None:
             return existing  # an attempt whose answer was lost
@@ -52,6 +65,7 @@ async def create_volume(
         try:
             result = await kv.txn((*guards, *compares), effects)
         except OutcomeUnknown:
+            sent = True
             continue  # reading again tells
         if result.succeeded:
             return volume
