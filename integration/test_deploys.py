@@ -132,6 +132,29 @@ async def test_the_deployer_dies_in_the_middle(cluster: Cluster) -> None:
     cluster.fly("apps", "destroy", "carried-on", "--yes")
 
 
+def test_a_region_s_only_host_may_be_away_for_a_moment(cluster: Cluster) -> None:
+    cluster.fly("apps", "create", "patient")
+    folder = tiny_app(cluster.folder("patient"), "patient")
+    host, asked = cluster.host("ams"), ",".join(cluster.api(region) for region in ("iad", "sin"))
+
+    def lost() -> bool:
+        hosts = cluster.fly("hosts", "list", "--json", api=asked).json()
+        return [h["state"] for h in hosts if h["region"] == "ams"] == ["lost"]
+
+    os.kill(cluster.local.flyd_pid(host), signal.SIGKILL)
+    wait_for(lost, "ams is lost")
+    deploy = cluster.fly.start("deploy", cwd=folder, api=asked)
+    wait_for(
+        lambda: cluster.fly("releases", "-a", "patient", "--json", api=asked).json(), "the deploy has begun"
+    )
+    cluster.local.start_flyd(host)
+    ran = ended(deploy)
+    assert ran.code == 0, ran.err
+    cluster.local.wait_ready((host,))
+    cluster.wait_served("patient", "one")
+    cluster.fly("apps", "destroy", "patient", "--yes")
+
+
 def test_a_volume_stays_with_its_app(cluster: Cluster) -> None:
     def starts() -> list[dict[str, Any]]:
         answer = cluster.get("iad", "notes", "/notes/starts.json?_shape=array")
