@@ -20,7 +20,7 @@ from flyd.store import keys
 
 log = structlog.get_logger(__name__)
 
-COALESCE_S = 0.01  # changes of a status within this time are published as one
+COALESCE_S = 0.01  # a change goes out at once, those within this time after it as one
 RETRY_S = 0.5  # after Unavailable, or after losing to another writer
 
 
@@ -57,7 +57,6 @@ class Statuses:
         silent = False
         while True:
             await self._wakeup.wait()
-            await asyncio.sleep(COALESCE_S)
             self._wakeup.clear()
             try:
                 for machine_id in list(self._waiting):
@@ -69,6 +68,7 @@ class Statuses:
                 silent = True
                 await asyncio.sleep(RETRY_S)
                 self._wakeup.set()
+            await asyncio.sleep(COALESCE_S)
 
     async def _publish(self, machine_id: str) -> None:
         status, claim = self._status(machine_id), self._claim(machine_id)
