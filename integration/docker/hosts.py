@@ -59,9 +59,10 @@ class Hosts:
 
     def edges(self) -> dict[str, str]:
         """Each region's public HTTP address, host:port."""
-        return {region: f"{self._public(region)}:{h['http_port']}" for region, h in self._hosts.items()}
+        return {region: f"{self.public(region)}:{h['http_port']}" for region, h in self._hosts.items()}
 
-    def _public(self, region: str) -> str:
+    def public(self, region: str) -> str:
+        """The host's address among the hosts."""
         return str(self._hosts[region]["api_address"]).rpartition(":")[0]
 
     def api(self, region: str) -> str:
@@ -84,7 +85,12 @@ class Hosts:
         """Run a command in a host, however it ends."""
         command = self.command(region, *words)
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=EXEC_TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=EXEC_TIMEOUT_S,
+            check=False,
         )
 
     def run(self, region: str, *words: str) -> str:
@@ -96,7 +102,7 @@ class Hosts:
     def containers(self, region: str) -> dict[str, tuple[str, int]]:
         """The running containers of a host's own engine by name: id and pid."""
         ids = self.run(region, "docker", "ps", "--quiet", "--no-trunc").split()
-        found = json.loads(self.run(region, "docker", "inspect", *ids)) if ids else []
+        found: list[dict[str, Any]] = json.loads(self.run(region, "docker", "inspect", *ids)) if ids else []
         return {c["Name"].removeprefix("/"): (c["Id"], c["State"]["Pid"]) for c in found}
 
     def machines(self, app: str, api: str | None = None) -> dict[str, dict[str, Any]]:

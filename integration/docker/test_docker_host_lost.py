@@ -36,7 +36,10 @@ async def test_a_lost_host_costs_no_write_and_converges_when_it_is_back(world: W
         times = await asyncio.to_thread(_bring_back, hosts, before)
     last_s, first_s = ledger.longest_pause(killed_at_s)
     lost = sorted({ack.key for ack in ledger.acks} - await stored_keys(edges[LOST]))
-    print(f"\n{LOST} is lost: {first_s - last_s:.2f} s without a write; {len(ledger.acks)} acknowledged, ", end="")
+    print(
+        f"\n{LOST} is lost: {first_s - last_s:.2f} s without a write; {len(ledger.acks)} acknowledged, ",
+        end="",
+    )
     print(f"{len(lost)} lost; converged after start-host: {shown(times.items())}")
     assert not lost
     assert first_s - last_s < MAX_GAP_S

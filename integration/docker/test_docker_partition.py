@@ -1,4 +1,4 @@
-"""The primary's host is cut off, alive: it must not acknowledge beside the new primary, and must find back."""
+"""The primary's host is cut off, alive: it must not acknowledge beside the new one, and must find back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ async def test_a_cut_off_primary_never_acknowledges_beside_the_new_one(world: Wo
     url = hosts.database_url(CUT)
     writers = {
         "cut-endpoint": (CUT, url),
-        "cut-direct": (CUT, url.replace(f"{hosts.private(CUT)}:{old['address'].rpartition(':')[2]}", old["address"])),
+        "cut-direct": (
+            CUT,
+            url.replace(f"{hosts.private(CUT)}:{old['address'].rpartition(':')[2]}", old["address"]),
+        ),
         "far-endpoint": (FAR_REGION, hosts.database_url(FAR_REGION)),
     }
     ledger = Ledger()
@@ -52,7 +55,7 @@ def _cut_and_heal(hosts: Hosts, writers: dict[str, Writer], old_server: str) -> 
         lambda: any(ack["server"] != old_server for ack in writers["far-endpoint"].acks()),
         "a new primary acknowledges",
     )
-    assert hosts.attempt(CUT, "ip", "link", "show", "eth0").returncode != 0, "the host is not cut off"
+    assert hosts.public(CUT) not in hosts.run(CUT, "ip", "-4", "address"), "the host is not cut off"
     time.sleep(CUT_FOR_S)
     for region in REGIONS:
         assert hosts.containers(region) == before[region], f"machines of {region} did not just run on"
@@ -85,7 +88,9 @@ def _judge(writers: Iterable[Writer], ledger: Ledger, old_server: str, stored: s
     acks = [ack for writer in writers for ack in writer.acks()]
     by_old = [ack["at_s"] for ack in acks if ack["server"] == old_server]
     by_new = [ack["at_s"] for ack in acks if ack["server"] != old_server]
-    assert len({ack["server"] for ack in acks}) == 2, "exactly two primaries acknowledged, one after the other"
+    assert len({ack["server"] for ack in acks}) == 2, (
+        "exactly two primaries acknowledged, one after the other"
+    )
     gap_s = min(by_new) - max(by_old)
     keys = {ack["key"] for ack in acks} | {ack.key for ack in ledger.acks}
     lost = sorted(keys - stored)

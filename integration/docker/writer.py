@@ -27,7 +27,12 @@ RETURNING host(inet_server_addr())
 def connect(uri: str) -> psycopg.Connection:
     """A connection that does not wait long for a server that is not there any more."""
     return psycopg.connect(
-        uri, autocommit=True, connect_timeout=2, tcp_user_timeout=1500, keepalives_idle=1, keepalives_interval=1
+        uri,
+        autocommit=True,
+        connect_timeout=2,
+        tcp_user_timeout=1500,
+        keepalives_idle=1,
+        keepalives_interval=1,
     )
 
 
