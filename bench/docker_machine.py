@@ -101,7 +101,8 @@ def one_host(image_id: str) -> Generator[None]:
         support.wait_for("flyd serves", lambda: support.serves(HOST.address), START_TIMEOUT_S)
         yield
     except BaseException:
-        print((root / "flyd.log").read_text()[-2000:], file=sys.stderr)
+        if (log := root / "flyd.log").exists():
+            print(log.read_text()[-2000:], file=sys.stderr)
         raise
     finally:
         processes.kill_marked(mark)
