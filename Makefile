@@ -46,7 +46,7 @@ proto: $(STAMP)  ## generate flyd/v1 from proto/
 	./scripts/proto.sh
 
 bench: $(STAMP)  ## each bench/NAME prints how it measured and one line of JSON
-	for bench in bench/idle.py bench/startup.py bench/failover.py; do $(PY) $$bench; done
+	for bench in bench/idle.py bench/startup.py bench/failover.py bench/docker_machine.py; do $(PY) $$bench; done
 
 clean:  ## remove what make made (clusters: `fly cluster down`)
 	rm -rf .venv .tools build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
