@@ -67,6 +67,7 @@ class ContainerCluster:
     def up(self, progress: Progress) -> None:
         """Start everything and wait until each flyd answers; on failure nothing is left."""
         progress("the image of a host (once: about two minutes)")
+        self._refuse_namesake()
         self._ensure_images()
         remember(self.plan)
         try:
@@ -81,6 +82,17 @@ class ContainerCluster:
         except BaseException:
             self.down()
             raise
+
+    def _refuse_namesake(self) -> None:
+        """Raise Conflict if the engine has a cluster of this name: a failed `up` would end it."""
+        labelled = {"label": f"{LABEL}={self.plan.name}"}
+        if self._engine.containers.list(all=True, filters=labelled) or self._engine.networks.list(
+            filters=labelled
+        ):
+            raise Conflict(
+                f"the engine of this machine has a cluster {self.plan.name!r} already, in another FLYD_HOME",
+                hint=f"`docker ps -a --filter label={LABEL}` shows it; `--name` and `--base` make another.",
+            )
 
     def down(self) -> int:
         """Remove containers, volumes and network; how many containers there were."""

@@ -22,7 +22,6 @@ import httpx
 from integration.cluster import EXAMPLES, REGIONS, Fly, wait_for
 
 BASE = 221
-NAME = "itdocker"
 DATABASE = "chat-db"
 PYTHON_IMAGE = "flyd-python:bookworm"
 SCRIPTS = EXAMPLES.parent / "scripts"
@@ -38,10 +37,11 @@ class Hosts:
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="flyd-docker-"))
+        self.name = self.home.name
         self.fly = Fly(self.home, timeout_s=FIRST_BUILD_S)
         try:
             shape = ("--regions", ",".join(REGIONS), "--base", str(BASE))
-            self.fly("cluster", "up", "--name", NAME, "--provider", "docker", *shape)
+            self.fly("cluster", "up", "--name", self.name, "--provider", "docker", *shape)
             self._hosts = {h["region"]: h for h in self.fly("hosts", "list", "--json").json()}
         except BaseException:
             shutil.rmtree(self.home)
@@ -49,10 +49,18 @@ class Hosts:
 
     def destroy(self) -> None:
         """End it as a user would; nothing of it may be left."""
-        self.fly("cluster", "down", "--name", NAME)
+        self.fly("cluster", "down", "--name", self.name)
         for kind in ("container", "volume", "network"):
             everything = ("--all",) if kind == "container" else ()
-            listed = ("docker", kind, "ls", *everything, "--quiet", "--filter", f"label=flyd.cluster={NAME}")
+            listed = (
+                "docker",
+                kind,
+                "ls",
+                *everything,
+                "--quiet",
+                "--filter",
+                f"label=flyd.cluster={self.name}",
+            )
             assert not subprocess.run(listed, check=True, capture_output=True).stdout, f"a {kind} is left"
         assert not list((self.home / "flyd" / "clusters").iterdir())
         shutil.rmtree(self.home)
@@ -75,11 +83,11 @@ class Hosts:
 
     def chaos(self, verb: str, region: str) -> None:
         """A fault, or its end."""
-        self.fly("chaos", verb, "--name", NAME, region)
+        self.fly("chaos", verb, "--name", self.name, region)
 
     def command(self, region: str, *words: str) -> tuple[str, ...]:
         """What runs a command in a host, with this command's standard input."""
-        return ("docker", "exec", "--interactive", f"flyd-{NAME}-{self._hosts[region]['name']}", *words)
+        return ("docker", "exec", "--interactive", f"flyd-{self.name}-{self._hosts[region]['name']}", *words)
 
     def attempt(self, region: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a host, however it ends."""

@@ -6,7 +6,7 @@ import pytest
 
 from integration.cluster import wait_for
 from integration.docker.conftest import World
-from integration.docker.hosts import NAME, Hosts
+from integration.docker.hosts import Hosts
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -15,7 +15,7 @@ DATA_FOLDER = "/var/lib/flyd"
 
 
 def _flyd_pid(hosts: Hosts) -> int:
-    rows = hosts.fly("cluster", "status", "--name", NAME, "--json").json()
+    rows = hosts.fly("cluster", "status", "--name", hosts.name, "--json").json()
     return next(int(row["flyd_pid"]) for row in rows if row["region"] == FORGETS)
 
 

@@ -12,7 +12,7 @@ from examples.demo.clients import Ledger, notes_starts, stored_keys
 from examples.demo.story import traffic
 from integration.cluster import REGIONS, wait_for
 from integration.docker.conftest import World
-from integration.docker.hosts import NAME, Hosts, shown, wait_times
+from integration.docker.hosts import Hosts, shown, wait_times
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -56,7 +56,7 @@ def _kill(hosts: Hosts, ledger: Ledger) -> None:
 
 
 def _bring_back(hosts: Hosts, before: dict[str, dict[str, Any]]) -> dict[str, float]:
-    hosts.fly("cluster", "start-host", "--name", NAME, LOST)
+    hosts.fly("cluster", "start-host", "--name", hosts.name, LOST)
 
     def all_started() -> bool:
         now = hosts.machines("")
