@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test lint proto bench clean unit simulation conformance integration
+.PHONY: help setup demo test lint proto bench clean unit simulation conformance integration docker
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -40,7 +40,10 @@ conformance: $(STAMP)  ## the same suite against each fake and the real thing
 	.venv/bin/pytest tests/conformance
 
 integration: $(STAMP)  ## real etcd, Envoy and Postgres; regions die
-	.venv/bin/pytest integration
+	.venv/bin/pytest integration --ignore=integration/docker
+
+docker: $(STAMP)  ## hosts in containers: partitions, lost hosts, images, the mesh (needs a Docker engine)
+	.venv/bin/pytest integration/docker
 
 proto: $(STAMP)  ## generate flyd/v1 from proto/
 	./scripts/proto.sh

@@ -25,7 +25,9 @@ TCP_SERVICE = """
   [[services.ports]]
     port = {port}
 """
-SLOW_COMMAND = '\nrelease_command = "sleep 3"\n'
+GATED_COMMAND = """
+release_command = "sh -c 'until [ -e {gate} ]; do sleep 0.05; done'"
+"""
 
 
 def said(text: str, *parts: str) -> None:
@@ -241,8 +243,10 @@ def test_what_is_in_use_is_not_destroyed(cluster: Cluster) -> None:
 # --------------------------------------------------------------------------- deploys
 
 
-def test_ctrl_c_and_a_second_deploy(cluster: Cluster) -> None:
-    folder = tiny_app(created(cluster, "interrupted"), "interrupted", deploy=SLOW_COMMAND)
+def test_ctrl_c_and_a_second_deploy(cluster: Cluster, tmp_path: Path) -> None:
+    gate = tmp_path / "open"  # the deploy can not end before we have interrupted the command
+    deploy = GATED_COMMAND.format(gate=gate)
+    folder = tiny_app(created(cluster, "interrupted"), "interrupted", deploy=deploy)
     first = cluster.fly.start("deploy", cwd=folder)
     wait_for(lambda: cluster.machines("interrupted"), "the deploy has begun")
     second = cluster.fly.refused(CONFLICT, "deploy", cwd=folder)
@@ -251,6 +255,7 @@ def test_ctrl_c_and_a_second_deploy(cluster: Cluster) -> None:
     ran = ended(first)
     assert ran.code == INTERRUPTED
     said(ran.err, "goes on without you", "fly deploy --watch ")
+    gate.touch()
     words = ran.err.partition("watch it: fly ")[2].split("\n")[0].split()
     cluster.fly(*words)
     said(cluster.fly.refused(NOT_FOUND, "deploy", "--watch", "00000009-no", cwd=folder), "'00000009-no'")
