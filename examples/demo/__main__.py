@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ def main(keep: bool, etcd_leader: bool, provider: str) -> None:
         else:
             console.print("\n[bold]── Everything is stopped[/]")
             subprocess.run([fly.program, "cluster", "down", "--name", CLUSTER], check=False)
+            shutil.rmtree(settings, ignore_errors=True)
     for problem in problems:
         console.print(f"[bold red]The demo failed:[/] {problem}", highlight=False)
     if problems:
