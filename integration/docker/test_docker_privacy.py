@@ -32,7 +32,10 @@ for _ in range({REQUESTS}):
 @contextmanager
 def _captured(hosts: Hosts, region: str, interface: str, to: Path) -> Generator[Path]:
     """Everything on an interface of a host, in a file, for as long as the block runs."""
-    listen = f"tcpdump -U -i {interface} -w - & pid=$!; cat >/dev/null; sleep 0.5; kill $pid; wait $pid"
+    tcpdump = (
+        f"tcpdump -U --immediate-mode -i {interface} -w -"  # else it reads, and at its end drops, blocks
+    )
+    listen = f"{tcpdump} & pid=$!; cat >/dev/null; kill $pid; wait $pid"
     with to.open("wb") as file:
         command = hosts.command(region, "sh", "-c", listen)
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.DEVNULL)
@@ -63,13 +66,18 @@ def test_no_plain_text_between_hosts(world: World) -> None:
         _captured(hosts, HERE, inside, hosts.home / "bridge.pcap") as bridge,
     ):
         asked = hosts.in_machine(machines[HERE], "python", "-c", ASK, url)
-    assert asked.returncode == 0, asked.stderr
-    seen = {file.stem: file.read_bytes().count(PAYLOAD.encode()) for file in (here, there, bridge)}
+        assert asked.returncode == 0, asked.stderr
+        # The control: inside the host each request and each answer can be read.
+        wait_for(lambda: _payloads(bridge) >= 2 * REQUESTS, "the bridge's capture has the payload")
+    seen = {file.stem: _payloads(file) for file in (here, there, bridge)}
     tunnelled = {file.stem: _mesh_packets(file) for file in (here, there)}
     print(f"\nthe payload is seen: {seen}; packets of the mesh: {tunnelled}; on {outside}")
-    assert seen["bridge"] >= 2 * REQUESTS, "the control: inside the host each request and answer is read"
     assert seen["here"] == seen["there"] == 0
     assert min(tunnelled.values()) >= 2 * REQUESTS, "the answers came another way than the captured one"
+
+
+def _payloads(capture: Path) -> int:
+    return capture.read_bytes().count(PAYLOAD.encode())
 
 
 def _mesh_packets(capture: Path) -> int:
