@@ -50,6 +50,8 @@ def build_server(context: ApiContext) -> grpc.aio.Server:
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
+            # The other flyds ask for a sign of life every 5 s, also while a stream is silent.
+            ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
         ),
     )
     apps_pb2_grpc.add_AppsServiceServicer_to_server(AppsServicer(context), server)
