@@ -6,8 +6,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 STAMP := .venv/.ready
+BENCHES := idle startup failover failover_edge docker_machine scheduler thousand footprint volumes volume_move
 
-.PHONY: help setup demo test lint proto bench clean unit simulation conformance integration docker
+.PHONY: help setup demo test lint proto bench clean unit simulation conformance integration docker soak tools
+.PHONY: lane-code lane-local lane-docker
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -28,28 +30,53 @@ lint: $(STAMP)  ## ruff, pyright strict, layers, proto
 	.venv/bin/pyright
 	./scripts/proto.sh build/proto
 
-test: lint unit simulation conformance integration  ## everything that CI runs
+test: tools  ## everything that CI runs, in three lanes side by side
+	MAKEFLAGS= $(MAKE) --no-print-directory --jobs=3 lane-code lane-local lane-docker
 
-unit: $(STAMP)  ## pure code and tidy rules
-	.venv/bin/pytest tests/unit tests/test_tidy.py
+PYTEST := .venv/bin/pytest
+LANE = 2>&1 | sed -u 's/^/$(@:lane-%=%) | /'
+
+lane-code:
+	MAKEFLAGS= $(MAKE) --no-print-directory lint unit simulation conformance $(LANE)
+
+WITH_DOCKER := $(addprefix integration/,test_readme.py test_hostile.py test_volumes_btrfs.py docker)  # lanes of one length
+
+lane-local: $(STAMP)
+	$(PYTEST) integration $(addprefix --ignore=,$(WITH_DOCKER)) $(LANE)
+
+lane-docker: $(STAMP)
+	$(PYTEST) $(WITH_DOCKER) $(LANE)
+
+tools: $(STAMP)
+	./scripts/test-tools.sh
+
+unit: tools  ## pure code and tidy rules
+	$(PYTEST) tests/unit tests/test_tidy.py
 
 simulation: $(STAMP)  ## seeded worlds with faults
-	.venv/bin/pytest tests/simulation
+	$(PYTEST) tests/simulation
 
-conformance: $(STAMP)  ## the same suite against each fake and the real thing
-	.venv/bin/pytest tests/conformance
+conformance: tools  ## the same suite against each fake and the real thing
+	$(PYTEST) tests/conformance
 
-integration: $(STAMP)  ## real etcd, Envoy and Postgres; regions die
-	.venv/bin/pytest integration --ignore=integration/docker
+integration: tools  ## real etcd, Envoy and Postgres; regions die
+	$(PYTEST) integration --ignore=integration/docker
 
-docker: $(STAMP)  ## hosts in containers: partitions, lost hosts, images, the mesh (needs a Docker engine)
-	.venv/bin/pytest integration/docker
+docker: tools  ## hosts in containers: partitions, lost hosts, images, the mesh (skipped without a Docker engine)
+	$(PYTEST) integration/docker
+
+soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, slow incidents (about 40 minutes)
+	$(PY) -m tests.simulation --world machines --seeds 2000 --minutes 5 --jobs 2
+	$(PY) -m tests.simulation --world postgres --seeds 5000 --jobs 2
+	$(PY) -m tests.simulation.model
+	FLY_HOSTILE_CALLS=10000 $(PYTEST) integration/test_hostile.py
+	$(PYTEST) integration -m soak
 
 proto: $(STAMP)  ## generate flyd/v1 from proto/
 	./scripts/proto.sh
 
 bench: $(STAMP)  ## each bench/NAME prints how it measured and one line of JSON
-	for bench in bench/idle.py bench/startup.py bench/failover.py bench/docker_machine.py; do $(PY) $$bench; done
+	for bench in $(BENCHES); do $(PY) bench/$$bench.py; done
 
 clean:  ## remove what make made (clusters: `fly cluster down`)
 	rm -rf .venv .tools build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

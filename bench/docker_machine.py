@@ -26,13 +26,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import support
 from flyd.cluster import processes
-from flyd.cluster.layout import API_PORT, ETCD_CLIENT_PORT, Layout, LocalHost, etcd_command
+from flyd.cluster.identities import write_files, write_identities
+from flyd.cluster.layout import Layout, LocalHost, etcd_command
+from flyd.cluster.readiness import open_channel, serves
+from flyd.cluster.registry import user_folder
+from flyd.hosts.config import HostConfig, config_text
 from flyd.images.engine import MARK
 from flyd.model.image import IMAGE_PREFIX
 from flyd.v1 import apps_pb2, apps_pb2_grpc, machines_pb2, machines_pb2_grpc
@@ -73,13 +75,19 @@ def docker(*arguments: str) -> str:
 
 
 def config(data_dir: Path) -> str:
-    return (
-        f'name = "{HOST.name}"\nregion = "{HOST.region}"\naddress = "{HOST.private_address}"\n'
-        f'public_address = "{HOST.address}"\nsubnet = "{HOST.subnet}"\n'
-        f'etcd = ["{HOST.address}:{ETCD_CLIENT_PORT}"]\ndata_dir = "{data_dir}"\ndriver = "docker"\n'
-        f"api_port = {API_PORT}\nhttp_port = 0\n"
-        f"[capacity]\ncpus = {HOST.capacity.cpus}\nmemory_mb = {HOST.capacity.memory_mb}\n"
-        f"disk_gb = {HOST.capacity.disk_gb}\n"
+    return config_text(
+        HostConfig(
+            name=HOST.name,
+            region=HOST.region,
+            address=HOST.private_address,
+            public_address=HOST.address,
+            subnet=HOST.subnet,
+            etcd=PLAN.etcd,
+            data_dir=str(data_dir),
+            driver="docker",
+            http_port=0,
+            capacity=HOST.capacity,
+        )
     )
 
 
@@ -90,15 +98,18 @@ def one_host(image_id: str) -> Generator[None]:
         sys.exit(f"this engine holds a flyd's images ({', '.join(marked.split())}): not here")
     root = Path(tempfile.mkdtemp(prefix="flyd-bench-"))
     mark = str(root)
+    os.environ["FLYD_HOME"] = mark  # where this machine's own identity in the cluster is kept
     binary = str(Path(sys.executable).parent / "etcd")
     (root / "flyd.toml").write_text(config(root / "data"))
     try:
-        etcd = etcd_command(binary, PLAN, HOST, root / "etcd")
+        identity = root / "data" / "identity"
+        write_identities(PLAN, lambda _, files: write_files(identity, files), user_folder(PLAN.name))
+        etcd = etcd_command(binary, PLAN, HOST, root / "etcd", identity)
         processes.start_detached(etcd, os.environ, root / "etcd.log", mark)
         flyd = [sys.executable, "-m", "flyd.daemon", "--config", str(root / "flyd.toml")]
         environment = {**os.environ, "PYTHONPATH": str(support.ROOT)}
         processes.start_detached(flyd, environment, root / "flyd.log", mark)
-        support.wait_for("flyd serves", lambda: support.serves(HOST.address), START_TIMEOUT_S)
+        support.wait_for("flyd serves", lambda: serves(PLAN.name, HOST.address), START_TIMEOUT_S)
         yield
     except BaseException:
         if (log := root / "flyd.log").exists():
@@ -210,7 +221,7 @@ def overhead_ms(ours: list[float], plain: list[float]) -> float:
 
 def measured() -> dict[str, list[float]]:
     image_id = docker("image", "inspect", "--format", "{{.Id}}", IMAGE).removeprefix("sha256:")
-    with one_host(image_id), grpc.insecure_channel(f"{HOST.address}:{API_PORT}") as channel:
+    with one_host(image_id), open_channel(PLAN.name, HOST.address) as channel:
         apps_pb2_grpc.AppsServiceStub(channel).CreateApp(
             apps_pb2.CreateAppRequest(app_name=APP, regions=[HOST.region]), timeout=TIMEOUT_S
         )

@@ -19,13 +19,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import support
-from flyd.cluster.layout import API_PORT
 from flyd.cluster.local import LocalCluster
+from flyd.cluster.readiness import open_channel, serves
 from flyd.v1 import apps_pb2, apps_pb2_grpc, machines_pb2, machines_pb2_grpc
 
 BASE = 125
@@ -57,7 +55,7 @@ def flyd_ms(cluster: LocalCluster) -> float:
 
     def start() -> None:
         cluster.start_flyd(host)
-        support.wait_for("flyd serves", lambda: support.serves(host.address), TIMEOUT_S, POLL_S)
+        support.wait_for("flyd serves", lambda: serves(cluster.plan.name, host.address), TIMEOUT_S, POLL_S)
 
     times: list[float] = []
     for _ in range(ROUNDS):
@@ -71,7 +69,7 @@ def machine_ms(cluster: LocalCluster) -> float:
     """Median of a machine's creation and start, asked of its own host's flyd."""
     host = cluster.plan.hosts[1]
     times: list[float] = []
-    with grpc.insecure_channel(f"{host.address}:{API_PORT}") as channel:
+    with open_channel(cluster.plan.name, host.address) as channel:
         apps_pb2_grpc.AppsServiceStub(channel).CreateApp(
             apps_pb2.CreateAppRequest(app_name="bench", regions=[host.region]), timeout=TIMEOUT_S
         )

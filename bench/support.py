@@ -20,12 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from flyd.cluster.layout import API_PORT, layout
+from flyd.cluster.layout import layout
 from flyd.cluster.local import LocalCluster
 from flyd.cluster.processes import find_marked
+from flyd.cluster.readiness import open_channel
+from flyd.cluster.registry import user_folder
 from flyd.model import Resources
 from flyd.v1 import postgres_pb2, postgres_pb2_grpc
 
@@ -45,6 +44,7 @@ def local_cluster(base: int) -> Generator[LocalCluster]:
     os.environ["FLYD_HOME"] = home
     cluster = LocalCluster(layout("bench", REGIONS, base, CAPACITY))
     os.environ["FLY_API"] = ",".join(cluster.plan.api)
+    os.environ["FLY_IDENTITY"] = str(user_folder(cluster.plan.name))
     try:
         cluster.up(lambda _text: None)
         yield cluster
@@ -81,19 +81,9 @@ def postgres_status() -> dict[str, Any]:
 def connection_uri(cluster: LocalCluster, region: str) -> str:
     """A superuser's connection to chat-db through the edge of one region."""
     request = postgres_pb2.GetConnectionRequest(cluster_name="chat-db")
-    with grpc.insecure_channel(f"{cluster.plan.host(region).address}:{API_PORT}") as channel:
+    with open_channel(cluster.plan.name, cluster.plan.host(region).address) as channel:
         answer = postgres_pb2_grpc.PostgresServiceStub(channel).GetConnection(request, timeout=5.0)
     return answer.uri
-
-
-def serves(address: str) -> bool:
-    """Whether flyd there answers gRPC's standard health check."""
-    with grpc.insecure_channel(f"{address}:{API_PORT}") as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=0.2)
-        except grpc.RpcError:
-            return False
-        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def wait_for(what: str, holds: Callable[[], bool], timeout_s: float, poll_s: float = POLL_S) -> float:

@@ -1,4 +1,4 @@
-"""flyd: one per host. The composition root: the only place where adapters are built.
+"""flyd: one per host. Starts its parts (flyd/composition.py), runs their loops, ends no machine when it ends.
 
     flyd --config /etc/flyd.toml
 
@@ -10,70 +10,48 @@ takes them over. A SIGKILL differs only in that the host's lease runs out by its
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 
 import click
 import structlog
 
+from flyd import metrics
 from flyd.api.context import ApiContext
-from flyd.api.image_peers import fetch_image
-from flyd.api.logs import last_lines
-from flyd.api.peers import Peers
 from flyd.api.server import build_server
-from flyd.deploy.deployer import Deployer
-from flyd.drivers.process.driver import ProcessDriver
-from flyd.drivers.process.sources import DirectorySources
+from flyd.composition import Parts, build, build_volumes, describe, mesh_link
 from flyd.edge.envoy import Envoy
 from flyd.edge.loop import keep_edge
 from flyd.edge.xds import AdsServer
 from flyd.errors import FlydError, Refused
 from flyd.hosts.config import HostConfig, read_config
-from flyd.hosts.installation import installation_folders
+from flyd.hosts.identity import check_not_expelled, keep_identity, put_founding, wait_admitted
 from flyd.hosts.membership import keep_membership
+from flyd.hosts.newcomer import identity_folder
+from flyd.identity.credentials import Credentials
 from flyd.images.prune import keep_images_pruned
-from flyd.incidents.recorder import Recorder
-from flyd.machines.host import HostLoop
-from flyd.machines.probes import probe
 from flyd.model import Host
 from flyd.network.mesh import keep_mesh
 from flyd.network.mesh_plan import MeshMode
 from flyd.network.nftables import Nftables, keep_firewall
-from flyd.network.wireguard import WireguardLink
-from flyd.ports import Clock, Driver, ImageStore, Unchanged
-from flyd.store import keys
+from flyd.placement.repairs import REPAIRS
+from flyd.ports import Clock, Unchanged
 from flyd.store.etcd import EtcdKV
 from flyd.store.leader import lead
 from flyd.store.mirror import Mirror
-from flyd.store.runlog import SqliteRunLog
-from flyd.store.system import SystemClock, SystemEntropy
-from volumes.directory import DirectoryVolumes
+from flyd.store.system import SystemClock
 
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 1.0
-OWN_PROGRAMS_IMAGE = "flyd-base:bookworm"  # a plain Debian: what pgha runs on under the Docker driver
-MIRRORED = (
-    keys.HOSTS,
-    keys.ALIVE,
-    keys.RESERVATIONS,
-    keys.APPS,
-    keys.SECRETS,
-    keys.MACHINES,
-    keys.STATUS,
-    keys.VOLUMES,
-    keys.RELEASES,
-    keys.RUNS,
-    keys.PG,
-)
+M_ARENA_MAX = -8  # <malloc.h>
 
 
 def lock_data_dir(data_dir: Path) -> int:
@@ -89,44 +67,19 @@ def lock_data_dir(data_dir: Path) -> int:
     return handle
 
 
-def mesh_link(config: HostConfig) -> WireguardLink:
-    """This host's end of the mesh."""
-    return WireguardLink(Path(config.data_dir) / "wireguard.key", listen_port=config.wireguard_port)
+def use_few_arenas() -> None:
+    """Let all threads share two of glibc's heaps: with one each, much of a large message's memory stays.
 
-
-async def describe(config: HostConfig, clock: Clock) -> Host:
-    """This host as the others see it."""
-    encrypted = config.mesh == "wireguard"
-    public = config.public_address or config.address
-    return Host(
-        name=config.name,
-        region=config.region,
-        api_address=config.api_address,
-        address=config.address,
-        public_address=config.public_address,
-        subnet=config.subnet,
-        capacity=config.capacity,
-        driver=config.driver,
-        version=version("flyd"),
-        http_port=config.http_port,
-        wg_public_key=await mesh_link(config).public_key() if encrypted else "",
-        wg_endpoint=f"{public}:{config.wireguard_port}" if encrypted else "",
-        joined_at_s=clock.wall_s(),
-    )
+    Must come before the first thread. Another C library has no such call, and no such heaps.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_ARENA_MAX, 2)
 
 
 def prefer_own_programs() -> None:
     """Put this installation's programs (Envoy, pgha) first on the path, for flyd and its machines."""
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = f"{programs}:{os.environ.get('PATH', os.defpath)}"
-
-
-def machine_environment() -> dict[str, str]:
-    """What every machine's environment begins with; nothing else of flyd's own gets through."""
-    env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-    if "FLYD_HOST" in os.environ:  # a local cluster finds a host's processes by this mark
-        env["FLYD_HOST"] = os.environ["FLYD_HOST"]
-    return env
 
 
 async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: Clock) -> None:
@@ -142,97 +95,30 @@ async def run_edge(host: Host, mirror: Mirror, data_dir: Path, clock: Clock) -> 
         await ads.stop()
 
 
-def build_driver(config: HostConfig, clock: Clock) -> Driver:
-    """What runs this host's machines, as its configuration says."""
-    data_dir = Path(config.data_dir)
-    if config.driver == "docker":
-        from flyd.drivers.docker.driver import (
-            DockerDriver,  # the SDK costs memory that only this driver needs
-        )
-        from flyd.drivers.docker.spec import HostNetwork, OwnPrograms
-
-        network = HostNetwork(host_name=config.name, subnet=config.subnet, gateway=config.address)
-        own = OwnPrograms(image=OWN_PROGRAMS_IMAGE, folders=installation_folders(), path=os.environ["PATH"])
-        return DockerDriver(network, data_dir / "docker", clock, {}, own=own)
-    return ProcessDriver(data_dir / "machines", clock, machine_environment())
-
-
-def build_images(config: HostConfig, peers: Peers) -> ImageStore | None:
-    """What brings images to this host's engine; None where machines are no containers."""
-    if config.driver != "docker":
-        return None
-    from flyd.images.engine import ImageEngine  # as above: the SDK
-    from flyd.images.store import EngineImages
-
-    root = Path(config.data_dir) / "images"
-    return EngineImages(root, ImageEngine(config.name), partial(fetch_image, peers))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """One flyd's parts, with real adapters behind every port."""
-
-    kv: EtcdKV
-    mirror: Mirror
-    peers: Peers
-    context: ApiContext
-    host_loop: HostLoop
-    deployer: Deployer
-    recorder: Recorder
-
-
-def build(config: HostConfig, host: Host, clock: Clock) -> Parts:
-    """Choose the adapters and put the parts together; nothing runs yet."""
-    data_dir = Path(config.data_dir)
-    entropy = SystemEntropy()
-    kv = EtcdKV(config.etcd)
-    mirror = Mirror(kv, MIRRORED)
-    peers = Peers(host.name, mirror)
-    context = ApiContext(
-        host=host,
-        kv=kv,
-        mirror=mirror,
-        clock=clock,
-        entropy=entropy,
-        driver=build_driver(config, clock),
-        images=build_images(config, peers),
-        sources=DirectorySources(data_dir / "sources", peers.fetch_source),
-        peers=peers,
-        etcd_endpoints=config.etcd,
-    )
-    host_loop = HostLoop(
-        host=host,
-        kv=kv,
-        mirror=mirror,
-        driver=context.driver,
-        run_log=SqliteRunLog(data_dir / "runs.sqlite"),
-        volumes=DirectoryVolumes(data_dir / "volumes"),
-        sources=context.sources,
-        clock=clock,
-        entropy=entropy,
-        probe=probe,
-        images=context.images,
-    )
-    deployer = Deployer(kv, mirror, clock=clock, entropy=entropy, last_lines=partial(last_lines, context))
-    return Parts(kv, mirror, peers, context, host_loop, deployer, Recorder(kv, mirror, clock=clock))
-
-
 async def run(config: HostConfig) -> None:
     """Run one flyd until it is cancelled."""
     clock = SystemClock()
+    volumes = build_volumes(config)
     host = await describe(config, clock)
-    parts = build(config, host, clock)
-    kv, mirror = parts.kv, parts.mirror
+    parts = build(config, host, clock, volumes)
+    kv, mirror, credentials = parts.kv, parts.mirror, parts.credentials
     try:
+        await put_founding(kv, credentials.folder)
         async with asyncio.TaskGroup() as group:
             group.create_task(mirror.keep(), name="mirror")
             group.create_task(parts.host_loop.run(), name="machines")
             group.create_task(run_private_network(config, parts), name="network")
-            await mirror.wait_synced()
+            await wait_admitted(mirror, credentials.folder, parts.peers.ask_whether_admitted)
+            group.create_task(keep_identity(kv, mirror, credentials, clock), name="identity")
             group.create_task(keep_membership(kv, host), name="membership")
+            group.create_task(parts.repairs.watch_silences(), name="silences")
+            group.create_task(parts.volume_keeper.keep_volumes(), name="volumes")
+            group.create_task(parts.volume_copier.keep_copying(), name="copies")
+            group.create_task(parts.volume_mover.keep_moving(), name="moves")
             for role, work in (
                 ("deployer", parts.deployer.keep_deploying),
                 ("recorder", parts.recorder.keep_recording),
+                (REPAIRS, parts.repairs.keep_repairing),
             ):
                 group.create_task(keep_leading(kv, role, host.name, work), name=role)
             if host.http_port:
@@ -241,7 +127,7 @@ async def run(config: HostConfig) -> None:
             if parts.context.images is not None:
                 pruning = keep_images_pruned(mirror, parts.context.images, clock)
                 group.create_task(pruning, name="images")
-            group.create_task(serve(parts.context), name="api")
+            group.create_task(serve(parts.context, credentials), name="api")
     finally:
         await parts.peers.close()
         await kv.close()
@@ -256,12 +142,16 @@ async def run_private_network(config: HostConfig, parts: Parts) -> None:
             group.create_task(keep_mesh(host, mirror, link, MeshMode(config.mesh)), name="mesh")
             firewall = Nftables(link.interface, config.dns_port)
             group.create_task(keep_firewall(host, mirror, firewall), name="firewall")
+        figures = None
         if config.dns_port:
             from flyd.network.dns import DnsServer  # dnspython costs memory that only such hosts need
 
             clock, entropy = parts.context.clock, parts.context.entropy
             dns = DnsServer(host, mirror, parts.kv, clock=clock, entropy=entropy, port=config.dns_port)
             group.create_task(dns.serve(), name="dns")
+            figures = dns.figures
+        if config.metrics_port:
+            group.create_task(metrics.serve(host, mirror, config.metrics_port, figures), name="metrics")
 
 
 async def keep_leading(
@@ -271,9 +161,9 @@ async def keep_leading(
     await lead(kv, role, name, lambda held: work(held.guard))
 
 
-async def serve(context: ApiContext) -> None:
+async def serve(context: ApiContext, credentials: Credentials) -> None:
     """Answer this host's API until cancelled."""
-    server = build_server(context)
+    server = build_server(context, credentials)
     await server.start()
     log.info("flyd.serves", host=context.host.name, api=context.host.api_address)
     try:
@@ -282,12 +172,18 @@ async def serve(context: ApiContext) -> None:
         await server.stop(STOP_GRACE_S)
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """A handler of ours: unlike SIG_IGN it is not inherited by what flyd starts."""
+
+
 async def run_until_signalled(config: HostConfig) -> None:
     """Run until SIGTERM or SIGINT; any other end of a loop ends flyd with its error."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup: flyd ignores it, machines must not
+        signal.signal(signal.SIGHUP, _ignore)
     try:
         await run(config)
     except asyncio.CancelledError:
@@ -322,10 +218,12 @@ def configure_logging() -> None:
 def main(config_path: Path) -> None:
     """Run this host's flyd. Stopping it, in any way, stops no machine."""
     configure_logging()
+    use_few_arenas()
     prefer_own_programs()
     try:
         config = read_config(config_path)
         lock = lock_data_dir(Path(config.data_dir))
+        check_not_expelled(identity_folder(Path(config.data_dir)))
         asyncio.run(run_until_signalled(config))
         os.close(lock)
     except FlydError as error:

@@ -5,7 +5,8 @@
     ├── NotFound             the named thing does not exist           (exit code 3)
     ├── Conflict             somebody else changed or holds it        (exit code 4)
     ├── Refused              understood, and declined with a reason   (exit code 5)
-    │   └── Unplaceable      no host can take it; each host's reason
+    │   ├── Unplaceable      no host can take it; each host's reason
+    │   └── Denied           whoever asks may not
     ├── Unavailable          a part we need did not answer in time    (exit code 6)
     │   └── OutcomeUnknown   a write may or may not have happened
     ├── Compacted            a watch asked for history that is gone
@@ -68,6 +69,10 @@ class Unplaceable(Refused):
         super().__init__(message, hint=hint)
         self.reasons = dict(reasons)
         self.lost = tuple(lost)
+
+
+class Denied(Refused):
+    """Whoever asks may not: a used token, an expelled host, a certificate that names nobody here."""
 
 
 class Unavailable(FlydError):

@@ -12,7 +12,7 @@ loop's clock there; nothing else may ask the system for the time.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -30,6 +30,7 @@ from flyd.model import (
     Observed,
     RunEvent,
 )
+from flyd.model.machine import Process
 
 # --------------------------------------------------------------------------- time and chance
 
@@ -169,6 +170,32 @@ class KV(Protocol):
 # --------------------------------------------------------------------------- a host's own parts
 
 
+class TerminalSize(msgspec.Struct, frozen=True):
+    """A terminal's size in characters."""
+
+    columns: int
+    rows: int
+
+
+class Terminal(msgspec.Struct, frozen=True):
+    """The terminal that a session's command is given; `kind` is what TERM tells the command."""
+
+    size: TerminalSize
+    kind: str
+
+
+class SessionClient(msgspec.Struct, frozen=True):
+    """Who has a session in a machine: what comes from there, and what takes what goes there.
+
+    `inputs` is what is typed and the terminal's new sizes; `output` returns when there is room for
+    the next piece. Without a terminal the command gets pipes.
+    """
+
+    terminal: Terminal | None
+    inputs: AsyncIterator[bytes | TerminalSize]
+    output: Callable[[ExecOutput], Awaitable[None]]
+
+
 class Driver(Protocol):
     """What runs machines on this host: process groups or containers (flyd/drivers).
 
@@ -196,12 +223,32 @@ class Driver(Protocol):
         """Every machine this driver knows on this host, by id, as it is now."""
         ...
 
+    async def look(self, machine_id: str) -> Observed | None:
+        """One machine as `observe` shows it, without a look at the others; None: not known here."""
+        ...
+
+    async def signal(self, machine_id: str, signal: str) -> None:
+        """Send a signal to the machine's main process; `Refused` if it does not run."""
+        ...
+
+    async def processes(self, machine_id: str) -> tuple[Process, ...]:
+        """What runs in the machine now, by pid, each with the sockets it listens on; none if stopped."""
+        ...
+
     def exits(self) -> AsyncIterator[str]:
         """Ids of machines whose process has ended, as it happens (`observe` has the status)."""
         ...
 
     def exec(self, machine_id: str, command: Sequence[str], timeout_s: float) -> AsyncIterator[ExecOutput]:
         """Run a command in the machine's environment; output as it comes, the exit code last."""
+        ...
+
+    async def session(self, machine_id: str, command: Sequence[str], client: SessionClient) -> int:
+        """`exec` with input, to the command's exit code.
+
+        With a terminal all output is stdout, and the end of the input is as Ctrl-D. No deadline: what
+        the command started in its session ends with it, and all of it when the call is cancelled.
+        """
         ...
 
     def logs(self, machine_id: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
@@ -245,7 +292,10 @@ class RunLog(Protocol):
 
 
 class VolumeStore(Protocol):
-    """The host's volumes: directories on disk, fenced by an epoch (volumes/directory.py)."""
+    """The host's volumes as its machines need them, fenced by an epoch (volumes/store.py).
+
+    All else that a host does with them is flyd/storage/local.py's.
+    """
 
     async def create(self, volume_id: str, size_gb: int) -> None:
         """Make the volume; idempotent."""
@@ -257,10 +307,6 @@ class VolumeStore(Protocol):
 
     async def detach(self, volume_id: str, machine_id: str, epoch: int) -> None:
         """Give the volume back; a later claim is not disturbed."""
-        ...
-
-    async def destroy(self, volume_id: str) -> None:
-        """Remove the data; `Refused` while attached."""
         ...
 
 

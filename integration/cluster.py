@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import httpx
 
 from flyd.cluster import local, processes
 from flyd.cluster.layout import API_PORT, HTTP_PORT, LocalHost
+from flyd.cluster.readiness import open_channel
+from flyd.identity.credentials import Credentials
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FLY = Path(sys.executable).parent / "fly"
@@ -31,6 +34,7 @@ FLY_TIMEOUT_S = 90.0  # the longest that a command here may take
 WAIT_S = 30.0
 EDGE_S = 1.0
 LOOK_S = 0.1
+BUSY_FACTOR = 5.0
 
 T = TypeVar("T")
 
@@ -55,6 +59,16 @@ def wait_for(look: Callable[[], T | None], what: str, timeout_s: float = WAIT_S)
         assert time.monotonic() < give_up_at, f"{what}: not within {timeout_s:g} s"
         time.sleep(LOOK_S)
     return found
+
+
+def promised(seconds: float) -> float:
+    """A time that is promised to users; several times as long while this machine does much else beside.
+
+    Whoever judges a promise runs the test alone (`make docker`): with more to run than twice the
+    processors can, what takes long here says nothing.
+    """
+    busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+    return seconds * BUSY_FACTOR if busy else seconds
 
 
 class Fly:
@@ -156,6 +170,14 @@ class Cluster:
     def api(self, region: str) -> str:
         """The address of one region's flyd."""
         return f"{self.host(region).address}:{API_PORT}"
+
+    def channel(self, region: str) -> grpc.Channel:
+        """A channel to one region's flyd, with the certificate that `fly cluster up` made."""
+        return open_channel(self.name, self.host(region).address)
+
+    def host_credentials(self, region: str) -> Credentials:
+        """What a region's host shows, to etcd for one."""
+        return Credentials(self.local.root / self.host(region).name / "data" / "identity")
 
     def edge(self, region: str) -> str:
         """The URL of one region's edge."""

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import signal
 from collections.abc import Generator
 
 import pytest
 
-from integration.cluster import Cluster
+importlib.import_module("flyd")  # before anybody imports gRPC: see there
+
+from integration.cluster import Cluster  # noqa: E402
+
+
+def pytest_sessionstart() -> None:
+    """Let commands be interrupted and hung up on: a shell that starts the tests in the background has
+    Ctrl-C ignored, nohup a hang-up, and every process that we start would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the whole cluster behind those that start parts of their own."""
+    """Put the tests that share a cluster behind those that start parts of their own."""
     items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
 
 

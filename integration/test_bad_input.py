@@ -215,7 +215,7 @@ def test_volume_in_another_region(cluster: Cluster) -> None:
     mount = machines_pb2.MachineMount(volume=made["id"], path="/data")
     config = machines_pb2.MachineConfig(cmd=["sleep", "60"], mounts=[mount])
     request = machines_pb2.CreateMachineRequest(app_name="far", region="iad", config=config)
-    with grpc.insecure_channel(cluster.api("sin")) as channel, pytest.raises(grpc.RpcError) as refused:
+    with cluster.channel("sin") as channel, pytest.raises(grpc.RpcError) as refused:
         machines_pb2_grpc.MachinesServiceStub(channel).CreateMachine(request, timeout=10)
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     said(refused.value.details() or "", made["id"], "ams-1", "iad-1")

@@ -46,7 +46,7 @@ def newest_release(cluster: Cluster, app: str) -> dict[str, Any]:
 
 async def deploy_leader(cluster: Cluster) -> str:
     """The region whose flyd walks the deploys."""
-    kv = EtcdKV(cluster.local.plan.etcd)
+    kv = EtcdKV(cluster.local.plan.etcd, cluster.host_credentials("ams"))
     try:
         held = await kv.get(keys.leader("deployer"))
     finally:
@@ -106,6 +106,18 @@ def test_a_bad_release_undoes_itself(
     assert newest_release(cluster, "tiny")["status"] == "failed"
     assert steady(cluster, "tiny") == before
     cluster.wait_served("tiny", "one")
+
+
+def test_scaling_ends_once_new_machines_pass_their_checks(cluster: Cluster, tiny: Path) -> None:
+    (before,) = cluster.machines("tiny")
+    made = cluster.fly("scale", "count", "2", "-a", "tiny", "--yes", "--json").json()["created_ids"]
+    (new,) = [machine for machine in cluster.machines("tiny") if machine["id"] != before["id"]]
+    assert made == [new["id"]]
+    assert new["checks"]
+    assert all(check["status"] == "passing" for check in new["checks"])
+    cluster.fly("scale", "count", "1", "-a", "tiny", "--yes")
+    wait_for(lambda: len(cluster.machines("tiny")) == 1, "the newer one is gone")
+    assert [machine["id"] for machine in cluster.machines("tiny")] == [before["id"]]
 
 
 async def test_the_deployer_dies_in_the_middle(cluster: Cluster) -> None:

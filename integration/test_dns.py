@@ -31,6 +31,7 @@ from tests.support import edge as values
 
 HOST = values.host("ams", address="127.0.0.1")
 MACHINES = 60  # their addresses do not fit in one UDP answer
+QUESTIONS, CPU_MAX_MS = 3000, 2.0  # each, client and server together
 
 
 class _LosableKV(MemoryKV):
@@ -239,7 +240,9 @@ def asked_in_a_row(server: DnsServer, count: int) -> list[float]:
 
 async def test_questions_are_cheap() -> None:
     async with serving() as (server, _):
-        times = sorted(await asyncio.to_thread(asked_in_a_row, server, 3000))
-        p50, p99 = (times[len(times) * n // 100] * 1e3 for n in (50, 99))
-        print(f"dns: {len(times) / sum(times):.0f}/s one by one, p50 {p50:.2f} ms, p99 {p99:.2f} ms")
-        assert p99 < 5
+        began = time.process_time()  # CPU, the client's too: what a busy machine does not change
+        times = sorted(await asyncio.to_thread(asked_in_a_row, server, QUESTIONS))
+        cpu_ms = (time.process_time() - began) / QUESTIONS * 1e3
+    p50, p99 = (times[QUESTIONS * n // 100] * 1e3 for n in (50, 99))
+    print(f"dns: {cpu_ms:.2f} ms of CPU each; one by one p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    assert cpu_ms < CPU_MAX_MS

@@ -18,6 +18,7 @@ from flyd.edge.resources import EdgeConfig
 from flyd.edge.routes import EdgeView, edge_config
 from flyd.edge.xds import AdsServer
 from flyd.model import App, AppKind, Concurrency, PostgresLeader, encode
+from integration.cluster import promised
 from tests.support.edge import host, http_service, machine, tcp_service
 from tests.support.envoy import LoopClock, ads_address, free_port, wait_until
 from tests.support.site import (
@@ -84,7 +85,7 @@ async def test_the_first_machine_of_an_app_serves_as_soon_as_it_is_routed() -> N
         here.serve(msgspec.structs.replace(first, cordoned=True))
         await here.wait_who("503")
         here.serve(first)
-        async with asyncio.timeout(SERVES_WITHIN_S):
+        async with asyncio.timeout(promised(SERVES_WITHIN_S)):
             await here.wait_who("one")
 
 

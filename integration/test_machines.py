@@ -72,6 +72,83 @@ def test_one_that_gave_up_is_started_by_hand(cluster: Cluster) -> None:
     cluster.fly("apps", "destroy", "once", "--yes")
 
 
+def test_an_update_is_of_one_version_and_keeps_the_place(cluster: Cluster, trio: Path) -> None:
+    before = machine_of(cluster, "iad")
+    cluster.fly("machine", "update", before["id"], "--env", "MODE=fast", "--memory", "160", cwd=trio)
+    after = machine_of(cluster, "iad")
+    assert after["instance_id"] != before["instance_id"]
+    assert (after["host"], after["private_ip"]) == (before["host"], before["private_ip"])
+    assert (after["state"], after["config"]["guest"]["memory_mb"]) == ("started", 160)
+    assert after["config"]["services"] == before["config"]["services"]
+    assert "MODE=fast\n" in cluster.fly("machine", "exec", after["id"], "env").out
+    stale = ("machine", "update", before["id"], "--if-version", before["instance_id"], "--memory", "128")
+    assert after["instance_id"] in cluster.fly.refused(4, *stale, cwd=trio)
+    cluster.fly("machine", "update", before["id"], "--memory", "128", cwd=trio)  # as the others are
+    assert machine_of(cluster, "iad")["state"] == "started"
+    assert "fly machine stop" in cluster.fly.refused(5, "machine", "suspend", before["id"], cwd=trio)
+    cluster.wait_served("trio", "one")
+
+
+def test_a_cordoned_machine_gets_no_traffic(cluster: Cluster, trio: Path) -> None:
+    """The region's own edge sends its requests to another region, and back again."""
+    machine = machine_of(cluster, "sin")
+    log = ("logs", "--no-tail", "--machine", machine["id"], "--json")
+    lines = len(cluster.fly(*log, cwd=trio).out.splitlines())
+    cluster.fly("machine", "cordon", machine["id"], api=cluster.api("ams"))
+    assert "no traffic" in cluster.fly("machine", "status", machine["id"]).out
+    os.kill(machine["pid"], signal.SIGSTOP)  # what reaches it now gets no answer
+    try:
+        cluster.wait_served("trio", "one", "sin")
+    finally:
+        os.kill(machine["pid"], signal.SIGCONT)
+    cluster.fly("machine", "uncordon", machine["id"])
+    assert len(cluster.fly(*log, cwd=trio).out.splitlines()) == lines, "it was not restarted"
+    cluster.wait_served("trio", "one")
+
+
+def test_lists_leases_and_metadata_from_any_host(cluster: Cluster, trio: Path) -> None:
+    machine = machine_of(cluster, "sin")
+    cluster.fly("machine", "metadata", "set", machine["id"], "role=far", api=cluster.api("ams"))
+    listed = cluster.fly("machine", "list", "--metadata", "role=far", "--json", cwd=trio).json()
+    assert [m["id"] for m in listed] == [machine["id"]]
+    assert cluster.fly("machine", "list", "-r", "sin", "--state", "stopped", "--json", cwd=trio).json() == []
+    lease = cluster.fly("machine", "lease", "acquire", machine["id"], "--owner", "ada", "--json").json()
+    assert "leased by ada" in cluster.fly.refused(4, "machine", "stop", machine["id"])
+    assert "leased by ada" in cluster.fly.refused(4, "machine", "signal", machine["id"], "SIGHUP")
+    cluster.fly("machine", "lease", "release", machine["id"], "--nonce", lease["nonce"])
+    cluster.fly.refused(3, "machine", "lease", "view", machine["id"])
+
+
+def test_ps_and_signal_on_another_host(cluster: Cluster, trio: Path) -> None:
+    machine = machine_of(cluster, "ams")
+    shown = cluster.fly("machine", "ps", machine["id"], "--json", api=cluster.api("sin")).json()
+    sockets = [s for process in shown["processes"] for s in process["listen_sockets"]]
+    assert [(s["address"], s["port"]) for s in sockets] == [(machine["private_ip"], 8000)]
+    assert shown["warnings"] == []
+    cluster.fly("machine", "signal", machine["id"], "SIGKILL", api=cluster.api("iad"))
+    again = wait_for(
+        lambda: (m := machine_of(cluster, "ams"))["state"] == "started" and m["pid"] != machine["pid"] and m,
+        "its policy starts it again",
+    )
+    assert "signal 9" in cluster.fly("machine", "status", again["id"]).out
+
+
+def test_a_clone_in_another_region_and_a_brief_machine(cluster: Cluster, trio: Path) -> None:
+    machine = machine_of(cluster, "ams")
+    words = ("machine", "clone", machine["id"], "-r", "iad", "--idempotency-key", "twin", "--json")
+    twin = cluster.fly(*words).json()
+    assert cluster.fly(*words).json()["id"] == twin["id"], "a retry makes no second one"
+    assert (twin["region"], twin["release_version"]) == ("iad", machine["release_version"])
+    cluster.fly("machine", "destroy", twin["id"], "--force")
+    wait_for(lambda: twin["id"] not in [m["id"] for m in cluster.machines("trio")], "the clone is gone")
+    brief = cluster.fly(
+        *("machine", "run", "host:", "--command", "true", "--rm", "--restart", "no", "--json"), cwd=trio
+    ).json()
+    wait_for(
+        lambda: brief["id"] not in [m["id"] for m in cluster.machines("trio")], "it goes once it is done"
+    )
+
+
 def test_exec_on_another_host(cluster: Cluster, trio: Path) -> None:
     machine = machine_of(cluster, "sin")
     script = 'echo "$FLY_REGION $FLY_APP_NAME $FLY_MACHINE_ID"; echo careful >&2; exit 7'
@@ -107,7 +184,8 @@ def test_lists_and_status(cluster: Cluster, trio: Path) -> None:
     status = cluster.fly("status", "--json", cwd=trio).json()
     assert status["app"]["machine_count"] == 3
     assert {m["region"] for m in status["machines"]} == set(REGIONS)
-    assert all(m["restarts"] >= 0 and m["config"]["guest"]["memory_mb"] == 128 for m in status["machines"])
+    assert [m["config"]["guest"]["memory_mb"] for m in status["machines"]] == [128, 128, 128]
+    assert [m["state"] for m in status["machines"]] == ["started", "started", "started"]
     for words in (("status",), ("machine", "list"), ("checks", "list"), ("releases",)):
         assert cluster.fly(*words, cwd=trio).out.count("\n") >= 2
     hosts = {h["region"]: h for h in cluster.fly("hosts", "list", "--json").json()}

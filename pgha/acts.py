@@ -6,19 +6,26 @@ the steps inside is what the safety argument needs (README.md); nothing is decid
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from flyd.errors import InvariantBroken, Unavailable
 from flyd.model import PostgresLeader, encode
 from flyd.ports import KV, Clock, Delete, Put, Unchanged
 from pgha import keys
+from pgha.extension import Extensions
 from pgha.journal import Journal
-from pgha.model import Action, AgentConfig, Bootstrap, Decision, Lease, Lineage, Position, View, Vote
+from pgha.model import Action, AgentConfig, Bootstrap, Decision, Doubt, Lease, Lineage, Position, View, Vote
 from pgha.observe import ClusterRecords
 from pgha.ports import Postgres
 from pgha.term import Term
 
+CHECKPOINT_S = 3.0  # before it: less than the agent may leave Postgres unobserved (term.py, HEALTH_S)
 STEP_DOWN_S = 10.0  # a planned hand-over: for the standbys to get the last WAL
+ATTEMPT_S = 0.6  # for a request that may be repeated: a member of etcd that just died must not cost more
+T = TypeVar("T")
 
 
 class Acts:
@@ -33,6 +40,7 @@ class Acts:
         records: ClusterRecords,
         term: Term,
         journal: Journal,
+        extensions: Extensions,
     ) -> None:
         self._config = config
         self._kv = kv
@@ -41,7 +49,8 @@ class Acts:
         self._records = records
         self._term = term
         self._journal = journal
-        self.checkpoint_due = False
+        self._extensions = extensions
+        self.promoted = asyncio.Event()  # a checkpoint is due
         self.complete_lsn = 0  # of the present term: what a quorum must have before it serves
         self._acts: dict[Action, Callable[[View, Decision], Awaitable[None]]] = {
             Action.CLAIM_BOOTSTRAP: self._claim_bootstrap,
@@ -50,6 +59,7 @@ class Acts:
             Action.COPY: self._copy,
             Action.REWIND: self._rewind,
             Action.FOLLOW: self._follow,
+            Action.DOUBT: self._doubt,
             Action.VOTE: self._vote,
             Action.TAKE_OVER: self._take_over,
             Action.PROMOTE: self._promote,
@@ -97,11 +107,20 @@ class Acts:
 
     # ----------------------------------------------------------------------- a round
 
+    async def _doubt(self, view: View, decision: Decision) -> None:
+        """Only if the lease is still at the revision that we saw getting old: not a watch that stalled."""
+        cluster, node, revision = self._config.cluster, self._config.node, decision.revision
+        said = Doubt(node=node, revision=revision, evidence=decision.detail)
+        put = Put(keys.doubt(cluster, node), encode(said))
+        if (await _soon(self._kv.txn([Unchanged(keys.lease(cluster), revision)], [put]))).succeeded:
+            holder, epoch = ("", 0) if view.lease is None else (view.lease.node, view.lease.epoch)
+            self._record("doubted", f"{holder} is {decision.detail}", epoch)
+
     async def _vote(self, view: View, decision: Decision) -> None:
         """Promise, close, and only then say what we have: in this order (I3)."""
         cluster, node, revision = self._config.cluster, self._config.node, decision.revision
-        lease = await self._kv.get(keys.lease(cluster))
-        if lease is None or lease.mod_revision != revision:
+        lease = await _soon(self._kv.get(keys.lease(cluster)))
+        if lease is None or lease.mod_revision != revision or not self._extensions.close(revision):
             return
         await self._postgres.save_promise(revision)
         position = await self._postgres.fence()
@@ -115,7 +134,7 @@ class Acts:
             system_id=view.data.system_id,
         )
         put = Put(keys.vote(cluster, revision, node), encode(vote))
-        if (await self._kv.txn([Unchanged(keys.lease(cluster), revision)], [put])).succeeded:
+        if (await _soon(self._kv.txn([Unchanged(keys.lease(cluster), revision)], [put]))).succeeded:
             self._record("voted", f"in the round of lease revision {revision}", epoch, position)
 
     async def _take_over(self, view: View, decision: Decision) -> None:
@@ -135,6 +154,7 @@ class Acts:
         compares = [
             Unchanged(leader_key, self._records.mod_revision(leader_key)),
             Unchanged(lease_key, decision.revision),
+            Unchanged(keys.pause(config.cluster), 0),  # who was told that it is paused can rely on that
         ]
         effects = [
             Put(leader_key, encode(leader)),
@@ -174,7 +194,7 @@ class Acts:
             raise Unavailable(f"epoch {epoch} ended while it was promoting")
         at = Position(timeline=epoch, lsn=switch_lsn)
         self._record("promoted", "out of recovery", epoch, at)
-        self.checkpoint_due = True
+        self.promoted.set()
 
     async def _serve(self, view: View, decision: Decision) -> None:
         if await self._set_serving(view, serving=True):
@@ -221,6 +241,10 @@ class Acts:
             self._record("demoted", "Postgres is down here: gave the lease back", epoch)
 
     async def _step_down(self, view: View, decision: Decision) -> None:
+        # What is dirty is written while clients still work: the shutdown's own checkpoint is short then.
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(CHECKPOINT_S):
+                await self._postgres.checkpoint()
         await self.hand_over(view, decision.target, STEP_DOWN_S)
 
     async def hand_over(self, view: View, target: str, timeout_s: float) -> None:
@@ -246,3 +270,12 @@ class Acts:
         if position is not None:
             fields |= {"lsn": position.lsn, "timeline": position.timeline}
         self._journal.record(f"postgres.{kind}", message, **fields)
+
+
+async def _soon(request: Awaitable[T]) -> T:
+    """The answer, or Unavailable after ATTEMPT_S. Only for what may be done twice, or late."""
+    try:
+        async with asyncio.timeout(ATTEMPT_S):
+            return await request
+    except TimeoutError:
+        raise Unavailable(f"etcd did not answer within {ATTEMPT_S} s") from None

@@ -7,6 +7,8 @@ What the rules keep (README.md has the argument):
 - Only a node that won its epoch in this very process may be out of recovery.
 - A member that promised itself to a round follows nobody until it sees a newer lease revision.
 - A take-over needs `votes_needed` votes of one lease revision, none of them past the winner's.
+- A member that told the holder to go on without etcd does not vote against it for as long as it said.
+- A round opens before the lease has run out only on the word of as many voters as it takes to elect.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from collections.abc import Callable
 
 from flyd.model import PostgresLeader
 from pgha.model import (
+    ANY_EPOCH,
     FIRST_TIMELINE,
     LATCH_S,
+    OVERDUE_S,
+    REFUSED_S,
+    SILENT_S,
     TTL_S,
     YIELD_S,
     Action,
@@ -25,6 +31,7 @@ from pgha.model import (
     View,
     Vote,
 )
+from pgha.pause import held_back
 
 Rule = Callable[[View, str, float], Decision | None]
 
@@ -44,13 +51,66 @@ def decide(view: View, me: str, now: float) -> Decision:
     for rule in RULES:
         decision = rule(view, me, now)
         if decision is not None:
-            return decision
+            return held_back(view, decision)
     return Decision(rule="no_rule", detail="nothing to do")
 
 
+def extended(view: View, now: float) -> bool:
+    """We told the holder that we would not vote against its epoch yet; giving the lease back ends it."""
+    lease, given = view.lease, view.extension
+    if lease is None or lease.released or now >= given.until_s:
+        return False
+    return given.epoch in (lease.epoch, ANY_EPOCH)
+
+
 def lease_alive(view: View, now: float) -> bool:
-    """Whether the holder must be taken as alive, by this agent's own clock."""
-    return view.lease is not None and not view.lease.released and now - view.lease_seen_s < TTL_S
+    """Whether the holder must be taken as alive, by this agent's own clock and its own word."""
+    lease = view.lease
+    if lease is None or lease.released:
+        return False
+    return now - view.lease_seen_s < TTL_S or extended(view, now)
+
+
+def doubts_needed(members: int) -> int:
+    """How many voters must say that the holder is gone: without them no commit can be acknowledged."""
+    return votes_needed(members)
+
+
+def doubted(view: View) -> bool:
+    """Enough voters, other than the holder, say of this very lease revision that its holder is gone."""
+    lease = view.lease
+    if lease is None:
+        return False
+    doubters = [n for n in view.voters if n != lease.node and any(d.node == n for d in view.doubts)]
+    return len(doubters) >= doubts_needed(len(view.voters))
+
+
+def round_open(view: View, now: float) -> bool:
+    """Voters may close themselves: the lease ran out or was given back, or a quorum saw its holder gone."""
+    return not lease_alive(view, now) or doubted(view)
+
+
+def evidence(view: View, me: str, now: float) -> str:
+    """What this voter itself has against the holder: "refused", "silent", or nothing.
+
+    Refused: our stream has ended and the primary's host says that nobody listens, for REFUSED_S. The
+    end of a primary's Postgres is the end of its epoch, so somebody must succeed it; in that time its
+    agent, if it lives, gives the lease back, which is the better way. Silent: the primary leaves our
+    questions unanswered for SILENT_S *and* two renewals of the lease are missing.
+
+    Nothing counts while it is not serving: it is beginning its term, or handing over.
+    """
+    leader, lease, seen = view.leader, view.lease, view.sighting
+    if leader is None or lease is None or lease.released or me in (leader.node, lease.node):
+        return ""
+    if not leader.serving or not leader.epoch == lease.epoch == seen.epoch:
+        return ""
+    if seen.refused_since_s and now - seen.refused_since_s >= REFUSED_S and not view.status.streaming:
+        return "refused"
+    overdue = now - view.lease_seen_s >= OVERDUE_S
+    if overdue and seen.silent_since_s and now - seen.silent_since_s >= SILENT_S:
+        return "silent"
+    return ""
 
 
 def own_term(view: View, me: str) -> bool:
@@ -136,6 +196,24 @@ def dead_term(view: View, me: str, now: float) -> Decision | None:
     return Decision(rule="dead_term", action=Action.RELEASE, revision=view.lease_revision)
 
 
+def other_history(view: View, me: str, now: float) -> Decision | None:
+    """Our data is no part of what etcd knows (I10): promoted by hand, or etcd is older than our data.
+
+    A newer timeline than any epoch, or one of the same number that began elsewhere: no vote on
+    it, no streaming over it. (Alike in number and beginning, they cannot be told apart.)
+    """
+    mine, leader = view.status, view.leader
+    if leader is not None and mine.timeline > leader.epoch:
+        why = "an older etcd was restored, or it was promoted by hand"
+        detail = f"our timeline {mine.timeline} is ahead of epoch {leader.epoch}: {why}"
+        return Decision(rule="ahead_of_history", detail=detail)
+    line = next((h for h in view.history if h.epoch == mine.timeline), None)
+    if line is not None and line.switch_lsn and mine.began_lsn not in (0, line.switch_lsn):
+        detail = f"our timeline {line.epoch} began at {mine.began_lsn}, {line.node}'s at {line.switch_lsn}"
+        return Decision(rule="other_history", detail=detail)
+    return None
+
+
 # --------------------------------------------------------------------------- getting data, getting up
 
 
@@ -206,23 +284,31 @@ def first_term(view: View, me: str, now: float) -> Decision | None:
     if view.leader is not None:
         return None
     if view.bootstrap is not None and view.bootstrap.node == me:
-        return Decision(rule="first_term", action=Action.TAKE_OVER, epoch=FIRST_TIMELINE + 1)
+        epoch = max(FIRST_TIMELINE, view.status.timeline) + 1  # restored data is on a later timeline
+        return Decision(rule="first_term", action=Action.TAKE_OVER, epoch=epoch)
     return Decision(rule="no_leader", detail="data here, but etcd names no leader and another was to begin")
 
 
 # --------------------------------------------------------------------------- somebody else's term
 
 
+def doubt(view: View, me: str, now: float) -> Decision | None:
+    """We saw that the holder is gone: say so once for this lease revision, and go on as before."""
+    if round_open(view, now) or any(d.node == me for d in view.doubts):
+        return None
+    saw = evidence(view, me, now)
+    if not saw:
+        return None
+    return Decision(rule="doubt", action=Action.DOUBT, revision=view.lease_revision, detail=saw)
+
+
 def follow(view: View, me: str, now: float) -> Decision | None:
     """The holder lives and we are not promised to a round against this lease: be its replica."""
     leader = view.leader
-    if leader is None or leader.node == me or not lease_alive(view, now):
+    if leader is None or leader.node == me or round_open(view, now):
         return None
     if view.data.promised >= view.lease_revision or any(v.node == me for v in view.votes):
         return None
-    if view.status.timeline > leader.epoch:
-        detail = f"timeline {view.status.timeline} is ahead of epoch {leader.epoch}: this cannot be"
-        return Decision(rule="ahead_of_history", detail=detail)
     if not promoted(view):
         return Decision(rule="await_promotion", detail=f"{leader.node} is not out of recovery yet")
     # Its copy of what was acknowledged is not given up before a quorum elsewhere has had all of it.
@@ -241,11 +327,13 @@ def follow(view: View, me: str, now: float) -> Decision | None:
 
 
 def cast_vote(view: View, me: str, now: float) -> Decision | None:
-    """The lease ran out or was given back: close ourselves and say what we have."""
+    """A round is open: close ourselves and say what we have."""
     if view.lease is None or any(v.node == me for v in view.votes):
         return None
-    if lease_alive(view, now) and view.data.promised < view.lease_revision:
+    if not round_open(view, now) and view.data.promised < view.lease_revision:
         return None
+    if extended(view, now):
+        return Decision(rule="extended", detail=f"told {view.lease.node} that it may go on for a while")
     return Decision(rule="vote", action=Action.VOTE, revision=view.lease_revision)
 
 
@@ -290,12 +378,14 @@ RULES: tuple[Rule, ...] = (
     foreign_data,
     old_primary,
     dead_term,
+    other_history,
     bootstrap,
     no_usable_data,
     down,
     complete_term,
     lead,
     first_term,
+    doubt,
     follow,
     cast_vote,
     elect,

@@ -5,8 +5,12 @@ pg/<cluster>/members/<node>      PostgresMember  the member itself
 pg/<cluster>/bootstrap           Bootstrap       once, by compare-and-set; never changed
 pg/<cluster>/lease               Lease           its holder, by compare-and-set every RENEW_S
 pg/<cluster>/votes/<rev>/<node>  Vote            the voter; <rev>: 16 digits, the lease's revision
+pg/<cluster>/doubts/<node>       Doubt           the voter; it holds for one lease revision only
 pg/<cluster>/history/<epoch>     Lineage         the take-over of that epoch; 8 digits
 pg/<cluster>/switchover          Switchover      the API; removed by who carries it out or refuses it
+pg/<cluster>/pause               Pause           the API, which removes it, too
+pg/<cluster>/backup              Backup          the API; the primary takes it and removes the key
+pg/<cluster>/backups/<name>      Backup          the primary that took it, or failed to
 """
 
 from __future__ import annotations
@@ -14,12 +18,18 @@ from __future__ import annotations
 from flyd.store.keys import PG, postgres_leader, postgres_members
 
 __all__ = [
+    "backup",
+    "backup_wish",
+    "backups",
     "bootstrap",
     "cluster",
+    "doubt",
+    "doubts",
     "histories",
     "history",
     "lease",
     "member",
+    "pause",
     "postgres_leader",
     "switchover",
     "vote",
@@ -57,6 +67,16 @@ def vote(name: str, revision: int, node: str) -> str:
     return votes(name, revision) + node
 
 
+def doubts(name: str) -> str:
+    """Prefix of what voters hold against the present holder."""
+    return f"{PG}{name}/doubts/"
+
+
+def doubt(name: str, node: str) -> str:
+    """One voter's latest word that the holder is gone."""
+    return doubts(name) + node
+
+
 def histories(name: str) -> str:
     """Prefix of all epochs."""
     return f"{PG}{name}/history/"
@@ -65,6 +85,26 @@ def histories(name: str) -> str:
 def history(name: str, epoch: int) -> str:
     """Where one epoch began."""
     return f"{histories(name)}{epoch:08d}"
+
+
+def backup_wish(name: str) -> str:
+    """A base backup is to be taken."""
+    return f"{PG}{name}/backup"
+
+
+def backups(name: str) -> str:
+    """Prefix of the base backups."""
+    return f"{PG}{name}/backups/"
+
+
+def backup(name: str, backup_name: str) -> str:
+    """One base backup."""
+    return backups(name) + backup_name
+
+
+def pause(name: str) -> str:
+    """There while nothing may happen by itself."""
+    return f"{PG}{name}/pause"
 
 
 def switchover(name: str) -> str:

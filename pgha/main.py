@@ -21,15 +21,19 @@ import click
 import structlog
 
 from flyd.errors import FlydError, InvalidInput
+from flyd.identity.credentials import Credentials
 from flyd.store.etcd import EtcdKV
 from flyd.store.system import SystemClock
 from pgha.agent import Agent
+from pgha.backups import Backups
 from pgha.binaries import find_binaries
 from pgha.killer import KillerProcess
+from pgha.lookout import TcpLookout
 from pgha.model import AgentConfig
 from pgha.pgconf import PostgresConfig
 from pgha.postgres import RealPostgres
 from pgha.processes import unprivileged
+from pgha.voice import UdpVoice
 
 DEFAULT_PORT = 5432
 
@@ -52,9 +56,13 @@ def run() -> None:
       PGHA_ADDRESS               or FLY_PRIVATE_IP: where Postgres listens
       PGHA_PORT                  default 5432
       PGHA_DATA_DIR              this member's directory, on its volume
-      PGHA_ETCD                  etcd's client addresses, comma-separated host:port
+      FLYD_ETCD                  etcd's client addresses, comma-separated host:port
+      FLYD_IDENTITY              folder of the certificate to show to etcd; unset: etcd has no TLS
       PGHA_SUPERUSER_PASSWORD    of user postgres
       PGHA_REPLICATION_PASSWORD  for streaming between members
+      PGHA_ARCHIVE_DIR           this cluster's own folder for WAL and base backups, the same for all members
+      PGHA_RESTORE_FROM          begin with what this archive of another cluster has
+      PGHA_RESTORE_TO            up to this instant (ISO 8601 with offset); unset: all of it
       PGHA_BIN_DIR               PostgreSQL's programs, if not where they usually are
     """
     structlog.configure(
@@ -87,15 +95,25 @@ def _fail(error: FlydError) -> NoReturn:
 
 async def _run(env: Mapping[str, str]) -> None:
     config = _agent_config(env)
-    kv = EtcdKV([e.strip() for e in _needed(env, "PGHA_ETCD").split(",") if e.strip()])
-    postgres = RealPostgres(_postgres_config(env, config))
+    identity = env.get("FLYD_IDENTITY")
+    kv = EtcdKV(
+        [e.strip() for e in _needed(env, "FLYD_ETCD").split(",") if e.strip()],
+        Credentials(Path(identity)) if identity else None,
+    )
+    server = _postgres_config(env, config)
+    postgres = RealPostgres(server)
     killer = KillerProcess(postgres.data_dir)
-    agent = Agent(config, kv, postgres, SystemClock(), killer)
+    voice = UdpVoice(config.address, _needed(env, "PGHA_REPLICATION_PASSWORD"))
+    agent = Agent(config, kv, postgres, SystemClock(), killer, TcpLookout(), voice)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.retire)
+    backups = Backups(config, server, kv, SystemClock(), agent.records)
     try:
-        await agent.run()
+        async with asyncio.TaskGroup() as group:
+            taking = group.create_task(backups.keep(), name="pgha-backups")
+            await agent.run()
+            taking.cancel()
     finally:
         killer.close()
         await kv.close()
@@ -133,6 +151,9 @@ def _postgres_config(env: Mapping[str, str], config: AgentConfig) -> PostgresCon
         socket_dir=str(Path(tempfile.gettempdir()) / f"pgha-{short}"),
         superuser_password=_needed(env, "PGHA_SUPERUSER_PASSWORD"),
         replication_password=_needed(env, "PGHA_REPLICATION_PASSWORD"),
+        archive_dir=env.get("PGHA_ARCHIVE_DIR", ""),
+        restore_from=env.get("PGHA_RESTORE_FROM", ""),
+        restore_to=env.get("PGHA_RESTORE_TO", ""),
     )
 
 

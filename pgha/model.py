@@ -15,10 +15,17 @@ from enum import StrEnum
 from flyd.model import PostgresLeader, Value
 
 FIRST_TIMELINE = 1
+ANY_EPOCH = -1
 RENEW_S = 0.4  # the holder rewrites the lease this often
 TTL_S = 2.0  # a candidate that has seen the lease unchanged for this long opens a round
 MARGIN_S = 0.5  # the holder is dead this much earlier, counted from before it sent its last renewal
 YIELD_S = 1.0  # how long a voter leaves the first move to the preferred one
+REFUSED_S = 0.1  # the primary's port refuses for this long: its agent had time to give the lease back itself
+LATE_S = 0.5  # a lease this old is overdue: voters begin to ask the primary whether it is there
+SILENT_S = 0.4  # the primary leaves questions unanswered for this long, and ...
+OVERDUE_S = 0.9  # ... its lease is this old: two renewals are missing
+PLEA_S = 0.6  # a holder whose last renewal is this old asks the voters to bear with it
+GRACE_S = 3.0  # voters bear with it while etcd has left a question of theirs unanswered this recently
 LATCH_S = 30.0  # a follower that cannot stream from a serving leader for this long copies it afresh
 
 # --------------------------------------------------------------------------- stored in etcd
@@ -52,6 +59,17 @@ class Vote(Value, frozen=True, kw_only=True):
         return (self.epoch, self.lsn)
 
 
+class Doubt(Value, frozen=True, kw_only=True):
+    """One voter's word that the holder of the lease is gone, from what it saw itself.
+
+    Enough of them on one lease revision open a round before the lease has run out.
+    """
+
+    node: str
+    revision: int  # the lease's mod_revision that it is about
+    evidence: str  # "refused" or "silent"
+
+
 class Lineage(Value, frozen=True, kw_only=True):
     """Where an epoch's timeline left its parent. `switch_lsn` 0: taken over, not promoted yet."""
 
@@ -73,6 +91,26 @@ class Switchover(Value, frozen=True, kw_only=True):
 
     target: str = ""
     requested_at_s: float = 0.0
+
+
+class Pause(Value, frozen=True, kw_only=True):
+    """A person's word that nothing is to move or to be copied over by itself, until they take it back."""
+
+    reason: str = ""
+    since_s: float = 0.0
+
+
+class Backup(Value, frozen=True, kw_only=True):
+    """A base backup: wished for, and later what became of it. `error`: it failed."""
+
+    name: str
+    requested_at_s: float = 0.0
+    node: str = ""
+    epoch: int = 0
+    began_at_s: float = 0.0
+    finished_at_s: float = 0.0  # earliest instant that it can be restored to
+    size_bytes: int = 0
+    error: str = ""
 
 
 # --------------------------------------------------------------------------- what an agent sees
@@ -112,6 +150,7 @@ class Status(Value, frozen=True, kw_only=True):
     ready: bool = False
     in_recovery: bool = True
     timeline: int = 0  # of the last flushed WAL
+    began_lsn: int = 0  # where this timeline left its parent, by our own copy of its history; 0: unknown
     flushed_lsn: int = 0
     replayed_lsn: int = 0
     idle: bool = False  # in recovery, all local WAL is replayed
@@ -131,6 +170,40 @@ class Replica(Value, frozen=True, kw_only=True):
     streaming: bool = True
 
 
+class Answer(StrEnum):
+    """What came back when a voter asked at the primary's address whether there is a Postgres."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"  # the host says that nobody listens
+    SILENT = "silent"  # nothing came back in time
+
+
+class Sighting(Value, frozen=True, kw_only=True):
+    """An unbroken series of bad answers from the primary of `epoch`; 0: there is none of that kind."""
+
+    epoch: int = 0
+    refused_since_s: float = 0.0  # when the first of them was asked
+    silent_since_s: float = 0.0
+
+
+class Plea(Value, frozen=True, kw_only=True):
+    """The holder of an epoch cannot renew its lease: may it go on for a while?"""
+
+    cluster: str
+    node: str
+    epoch: int
+
+
+class Extension(Value, frozen=True, kw_only=True):
+    """A voter's word to the holder of `epoch`: no vote of mine against you before `until_s`.
+
+    Kept in memory. A voter that has just begun cannot know what it said before: `ANY_EPOCH`.
+    """
+
+    epoch: int = 0
+    until_s: float = 0.0
+
+
 class Position(Value, frozen=True, kw_only=True):
     """Where flushed WAL ends."""
 
@@ -148,14 +221,18 @@ class View(Value, frozen=True, kw_only=True):
     lease_revision: int = 0
     lease_seen_s: float = 0.0  # when this agent first saw this revision
     votes: tuple[Vote, ...] = ()  # cast against this revision
+    doubts: tuple[Doubt, ...] = ()  # of this revision
     history: tuple[Lineage, ...] = ()
     switchover: Switchover | None = None
+    pause: Pause | None = None
     data: Data = Data()
     status: Status = Status()
     replicas: tuple[Replica, ...] = ()  # while primary
     won_epoch: int = 0  # taken over by this very process; forgotten by a restart
     complete_lsn: int = 0  # while primary: what a quorum must have before it may serve
     unlatched_s: float = 0.0  # since when it follows without streaming; 0: it streams
+    sighting: Sighting = Sighting()  # of the present leader, by this agent itself
+    extension: Extension = Extension()  # given by this very process
 
 
 class Action(StrEnum):
@@ -168,6 +245,7 @@ class Action(StrEnum):
     COPY = "copy"
     REWIND = "rewind"
     FOLLOW = "follow"
+    DOUBT = "doubt"
     VOTE = "vote"
     TAKE_OVER = "take_over"
     PROMOTE = "promote"
@@ -185,6 +263,6 @@ class Decision(Value, frozen=True, kw_only=True):
     action: Action = Action.WAIT
     address: str = ""  # COPY, REWIND, FOLLOW: from whom
     epoch: int = 0  # TAKE_OVER, PROMOTE: which
-    revision: int = 0  # VOTE, TAKE_OVER: the lease revision it is about
+    revision: int = 0  # DOUBT, VOTE, TAKE_OVER: the lease revision it is about
     target: str = ""  # STEP_DOWN: to whom
     detail: str = ""

@@ -12,13 +12,15 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
+import msgspec
 import structlog
 
 from flyd.errors import Compacted, Unavailable
-from flyd.model import PostgresLeader, Value, decode
+from flyd.model import PostgresLeader, PostgresMember, Value, decode
 from flyd.ports import KV, Clock, KeyValue, Listing
+from flyd.store.keys import postgres_members
 from pgha import keys
-from pgha.model import Bootstrap, Lease, Lineage, Switchover, Vote
+from pgha.model import Backup, Bootstrap, Doubt, Lease, Lineage, Pause, Switchover, Vote
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +39,7 @@ class ClusterRecords:
         self._revision = 0
         self._seen_revision: int = 0  # of the lease, when `lease_seen_s` was set
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()  # changed by more than the holder's sign of life
         self.lease_seen_s = 0.0
 
     @property
@@ -68,18 +71,20 @@ class ClusterRecords:
                 failing = True
                 await asyncio.sleep(RETRY_S)
 
-    async def wait_change(self, timeout_s: float) -> None:
-        """Return at the next change, or after `timeout_s`."""
+    async def wait_change(self, timeout_s: float, *, renewals: bool = True) -> None:
+        """Return at the next change (a lease only renewed counts if `renewals`), or after `timeout_s`."""
         try:
             async with asyncio.timeout(max(0.0, timeout_s)):
-                await self._changed.wait()
+                await (self._changed if renewals else self._news).wait()
         except TimeoutError:
             return
         self._changed.clear()
+        self._news.clear()
 
     def poke(self) -> None:
         """Make `wait_change` return."""
         self._changed.set()
+        self._news.set()
 
     def mod_revision(self, key: str) -> int:
         """Of the key as last seen; 0 if absent."""
@@ -102,6 +107,14 @@ class ClusterRecords:
         """A wish to move the primary."""
         return self._one(keys.switchover(self._cluster), Switchover)
 
+    def pause(self) -> Pause | None:
+        """Whether nothing may happen by itself."""
+        return self._one(keys.pause(self._cluster), Pause)
+
+    def backup_wish(self) -> Backup | None:
+        """The base backup that somebody wants."""
+        return self._one(keys.backup_wish(self._cluster), Backup)
+
     @property
     def lease_revision(self) -> int:
         """Of the lease; it names the round."""
@@ -111,9 +124,18 @@ class ClusterRecords:
         """Cast against the present lease revision."""
         return self._all(keys.votes(self._cluster, self.lease_revision), Vote)
 
+    def doubts(self) -> tuple[Doubt, ...]:
+        """About the present lease revision."""
+        said = self._all(keys.doubts(self._cluster), Doubt)
+        return tuple(d for d in said if d.revision == self.lease_revision)
+
     def history(self) -> tuple[Lineage, ...]:
         """All epochs, oldest first."""
         return self._all(keys.histories(self._cluster), Lineage)
+
+    def addresses(self) -> dict[str, str]:
+        """Where each member's Postgres listens, by the member's name."""
+        return {m.node: m.address for m in self._all(postgres_members(self._cluster), PostgresMember)}
 
     def vote_keys(self) -> tuple[str, ...]:
         """Of the present round."""
@@ -131,15 +153,26 @@ class ClusterRecords:
         if listing.revision < self._revision:
             return
         self._items = {item.key: item for item in listing.items}
+        self._news.set()
         self._moved(listing.revision)
 
     def _apply(self, key: str, value: KeyValue | None, revision: int) -> None:
         if revision <= self._revision:  # a listing was ahead of the watch
             return
+        if not self._renewal(key, value):
+            self._news.set()
         if value is None:
             self._items.pop(key, None)
         else:
             self._items[key] = value
+
+    def _renewal(self, key: str, value: KeyValue | None) -> bool:
+        """The same holder said again that it lives."""
+        before = self._items.get(key)
+        if key != keys.lease(self._cluster) or before is None or value is None:
+            return False
+        old, new = decode(before.value, Lease), decode(value.value, Lease)
+        return msgspec.structs.replace(old, count=new.count) == new
 
     def _moved(self, revision: int) -> None:
         self._revision = max(revision, self._revision)

@@ -69,6 +69,9 @@ class PostgresConfig(Value, frozen=True, kw_only=True):
     socket_dir: str  # private and short: a socket's path has at most 107 bytes
     superuser_password: str
     replication_password: str
+    archive_dir: str = ""  # of this cluster alone, reached by every member; empty: no archive
+    restore_from: str = ""  # the archive that the first member's data comes from; empty: initdb
+    restore_to: str = ""  # ISO 8601; empty: all that there is
 
 
 def quoted(text: str) -> str:
@@ -109,6 +112,7 @@ def server_config(
     port: int,
     socket_dir: str,
     primary_conninfo: str,
+    archive_command: str = "",
 ) -> str:
     """The whole of pgha.conf."""
     settings = SETTINGS | {
@@ -119,6 +123,8 @@ def server_config(
         "synchronous_standby_names": synchronous_names(me, members),
         "primary_conninfo": primary_conninfo,
     }
+    if archive_command:
+        settings |= {"archive_mode": "always", "archive_command": archive_command, "archive_timeout": "60s"}
     lines = [f"{name} = '" + _escaped(value) + "'" for name, value in settings.items()]
     return "# Written by pgha at each change: do not edit.\n" + "\n".join(lines) + "\n"
 

@@ -17,9 +17,10 @@ task, one after the other; those three may come at any time, and whatever they i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from pgha.model import Data, Position, Replica, Status
+from pgha.model import Answer, Data, Plea, Position, Replica, Status
 
 
 class Postgres(Protocol):
@@ -57,6 +58,10 @@ class Postgres(Protocol):
 
     async def status(self) -> Status:
         """What Postgres is now; a server that is down or starting is an answer, not an error."""
+        ...
+
+    async def wait_ended(self) -> None:
+        """Return soon after the server, or its walreceiver, has ended; it may also return without cause."""
         ...
 
     async def replicas(self) -> tuple[Replica, ...]:
@@ -97,16 +102,29 @@ class Postgres(Protocol):
         ...
 
 
+class Lookout(Protocol):
+    """How another member's Postgres looks from here (pgha/lookout.py)."""
+
+    async def ask(self, address: str, timeout_s: float) -> Answer:
+        """Whether something there answers as a Postgres does; SILENT after `timeout_s` at the latest."""
+        ...
+
+
+class Voice(Protocol):
+    """How the agents of a cluster reach each other without etcd (pgha/voice.py). Anything may get lost."""
+
+    async def ask(self, address: str, plea: Plea, timeout_s: float) -> bool:
+        """Whether that member's agent said yes to this question; False after `timeout_s` at the latest."""
+        ...
+
+    async def listen(self, answer: Callable[[Plea], Awaitable[bool]]) -> None:
+        """Answer what other members ask, for ever. Who does not know the cluster's password is not heard."""
+        ...
+
+
 class Killer(Protocol):
     """What ends Postgres at the lease's deadline whatever the agent does (pgha/killer.py)."""
 
     def arm(self, deadline_s: float) -> None:
         """Postgres is to be dead at `deadline_s` of the monotonic clock, unless armed anew; 0: disarmed."""
         ...
-
-
-class NoKiller:
-    """For worlds where an agent cannot freeze by itself (the simulator)."""
-
-    def arm(self, deadline_s: float) -> None:
-        """Nothing."""

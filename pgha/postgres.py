@@ -10,8 +10,7 @@ On disk, under the member's directory:
 Fencing (I3, T5): the walreceiver's password file is removed first, so whatever starts to connect from
 then on fails, even if the startup process has not read the new configuration yet; then the receiver's
 process must be gone. All SQL runs over a socket in a private directory, by one connection.
-
-Called by pgha/agent.py (made in pgha/main.py) and by tests/conformance/test_postgres.py. Decides nothing.
+Called by pgha/agent.py (made in pgha/main.py) and tests/conformance/test_postgres.py. Decides nothing.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ import signal
 from pathlib import Path
 
 from flyd.errors import InvariantBroken, Refused, Unavailable
-from pgha import pgconf, wal
+from pgha import backups, newdata, pgconf, wal
+from pgha.archive import push_command
+from pgha.exits import Exits
 from pgha.model import Data, DataState, Position, Replica, Status
 from pgha.pgconf import PostgresConfig
 from pgha.process_table import send, walreceivers
-from pgha.processes import bound_command, give_tree, kill_all, require_reachable, run_tool, unprivileged
+from pgha.processes import Tools, bound_command, give_tree, kill_all, require_reachable, unprivileged
 from pgha.session import SqlSession, probe
 
 START_S = 20.0
-INITDB_S = 60.0
 FENCE_S = 5.0
 FENCE_SIGTERM_S = 0.5  # then the receiver is told directly
 FENCE_KILL_S = 1.5  # then all of Postgres is killed: it starts again fenced
@@ -58,6 +58,7 @@ class RealPostgres:
         self._passfile = self._base / "upstream.pass"
         self._process: asyncio.subprocess.Process | None = None
         self._sql = SqlSession(config.socket_dir, config.port, pgconf.SUPERUSER)
+        self._exits = Exits()
         self._upstream = ""
         for folder in (self._base, Path(config.socket_dir)):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -67,6 +68,7 @@ class RealPostgres:
                 raise Refused(f"{folder} belongs to another user", hint="remove it or give it to this user")
             require_reachable(folder, self._user)
         Path(config.socket_dir).chmod(0o700)
+        self._tools = Tools(config.bin_dir, self._base)
 
     @property
     def data_dir(self) -> str:
@@ -95,28 +97,17 @@ class RealPostgres:
         partial = self._base / "pgdata.new"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(self._data, ignore_errors=True)
+        if self._config.archive_dir:
+            backups.prepare(Path(self._config.archive_dir))
         password = self._base / "initdb.pass"
         self._write(password, self._config.superuser_password + "\n")
         try:
-            await self._tool(
-                "initdb", "-D", str(partial), "-U", pgconf.SUPERUSER, f"--pwfile={password}",
-                "--auth-local=trust", "--auth-host=scram-sha-256", "--data-checksums",
-                "--encoding=UTF8", "--locale=C", timeout_s=INITDB_S,
-            )  # fmt: skip
+            if self._config.restore_from:
+                await newdata.from_backup(self._tools, self._config, partial, self._user)
+            else:
+                await newdata.initdb(self._tools, self._config, partial, password)
         finally:
             password.unlink()
-        with (partial / "postgresql.conf").open("a") as conf:
-            conf.write("\n" + pgconf.INCLUDE)
-        (partial / "pg_hba.conf").write_text(pgconf.HBA)
-        role = (
-            "SET password_encryption = 'scram-sha-256'; "
-            f"CREATE ROLE {pgconf.REPLICATION_USER} REPLICATION LOGIN PASSWORD "
-            + wal.sql_literal(self._config.replication_password)
-        )
-        await self._tool(
-            "postgres", "--single", "-D", str(partial), "postgres",
-            stdin=role.replace("\n", " ").encode() + b"\n", timeout_s=INITDB_S,
-        )  # fmt: skip
         partial.rename(self._data)
 
     # ----------------------------------------------------------------------- up and down
@@ -139,8 +130,9 @@ class RealPostgres:
         binary = str(Path(self._config.bin_dir) / "postgres")
         self._process = process = await asyncio.create_subprocess_exec(
             *bound_command((binary, "-D", str(self._data)), self._user, signal.SIGQUIT),
-            cwd=self._base, env=self._env(), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
+            cwd=self._base, env=self._tools.env(), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
+        self._exits.watch("server", process.pid)
         socket = Path(self._config.socket_dir) / f".s.PGSQL.{self._config.port}"
         try:
             async with asyncio.timeout(START_S):
@@ -187,19 +179,26 @@ class RealPostgres:
             row = (await self._sql.query(wal.STATUS_SQL))[0]
         except Unavailable:
             return Status(running=self._running(), upstream=self._upstream)
-        in_recovery, received, replayed, flushed, timeline, waiting, streaming = row
+        in_recovery, received, replayed, flushed, timeline, waiting, receiver = row
+        self._exits.watch("walreceiver", receiver or 0)
         end = flushed if not in_recovery else max(received or 0, replayed or 0)
+        timeline = timeline or wal.timeline_at(self._data, end)
         return Status(
             running=True,
             ready=True,
             in_recovery=in_recovery,
-            timeline=timeline or wal.timeline_at(self._data, end),
+            timeline=timeline,
+            began_lsn=wal.began_lsn(self._data, timeline),
             flushed_lsn=end,
             replayed_lsn=end if not in_recovery else replayed or 0,
             idle=bool(in_recovery) and waiting in wal.IDLE_WAITS,
             upstream=self._upstream,
-            streaming=bool(streaming),
+            streaming=bool(receiver),
         )
+
+    async def wait_ended(self) -> None:
+        """See exits.py."""
+        await self._exits.wait()
 
     async def replicas(self) -> tuple[Replica, ...]:
         """From pg_stat_replication; strangers are left out."""
@@ -286,7 +285,7 @@ class RealPostgres:
         await self.stop(STOP_FOR_REWIND_S)
         source = pgconf.conninfo(address, pgconf.SUPERUSER, f"{self._config.node}-rewind", "")
         env = {"PGPASSWORD": self._config.superuser_password}
-        code, output = await self._try_tool(
+        code, output = await self._tools.attempt(
             "pg_rewind", "-D", str(self._data), f"--source-server={source}", env=env, timeout_s=REWIND_S
         )
         if code != 0 or "no rewind required" in output:
@@ -319,7 +318,7 @@ class RealPostgres:
         shutil.rmtree(self._data, ignore_errors=True)
         source = pgconf.conninfo(address, pgconf.REPLICATION_USER, f"{self._config.node}-copy", "")
         env = {"PGPASSWORD": self._config.replication_password}
-        await self._tool(
+        await self._tools.run(
             "pg_basebackup", "-D", str(self._data), "-d", source, "-X", "stream", "-c", "fast",
             env=env, timeout_s=COPY_S,
         )  # fmt: skip
@@ -346,6 +345,9 @@ class RealPostgres:
             port=config.port,
             socket_dir=config.socket_dir,
             primary_conninfo=conninfo,
+            archive_command=push_command(Path(config.archive_dir) / "wal", config.node)
+            if config.archive_dir
+            else "",
         )
         self._write(self._data / "pgha.conf", text)
 
@@ -362,32 +364,3 @@ class RealPostgres:
         if os.geteuid() == 0:
             os.chown(partial, self._user.pw_uid, self._user.pw_gid)
         partial.rename(path)
-
-    def _env(self) -> dict[str, str]:
-        return {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(self._base)}
-
-    async def _try_tool(
-        self,
-        name: str,
-        *arguments: str,
-        env: dict[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout_s: float,
-    ) -> tuple[int, str]:
-        command = (str(Path(self._config.bin_dir) / name), *arguments)
-        environment = self._env() | (env or {})
-        return await run_tool(
-            command, user=self._user, cwd=self._base, env=environment, stdin=stdin, timeout_s=timeout_s
-        )
-
-    async def _tool(
-        self,
-        name: str,
-        *arguments: str,
-        env: dict[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout_s: float,
-    ) -> None:
-        code, output = await self._try_tool(name, *arguments, env=env, stdin=stdin, timeout_s=timeout_s)
-        if code != 0:
-            raise Unavailable(f"{name} on {self._config.node} ended with {code}: {output[-500:]}")

@@ -69,34 +69,58 @@ def bound_command(
     return (sys.executable, "-I", "-S", "-c", LAUNCH, *numbers, *command)
 
 
-async def run_tool(
-    command: Sequence[str],
-    *,
-    user: pwd.struct_passwd,
-    cwd: Path,
-    env: Mapping[str, str],
-    stdin: bytes = b"",
-    timeout_s: float,
-) -> tuple[int, str]:
-    """Run one of Postgres' programs to its end; its exit code and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *bound_command(command, user, signal.SIGKILL),
-        cwd=cwd,
-        env=dict(env),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(timeout_s):
-            output, _ = await process.communicate(stdin)
-    except TimeoutError:
-        raise Unavailable(f"{Path(command[0]).name} took longer than {timeout_s} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, output.decode(errors="replace").strip()
+class Tools:
+    """Postgres' programs, run to their ends as its user."""
+
+    def __init__(self, bin_dir: str, home: Path) -> None:
+        self._bin = Path(bin_dir)
+        self._home = home
+        self._user = unprivileged()
+
+    def env(self) -> dict[str, str]:
+        """What every program of Postgres gets."""
+        return {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(self._home)}
+
+    async def run(
+        self,
+        name: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout_s: float,
+    ) -> None:
+        """It has to succeed."""
+        code, output = await self.attempt(name, *arguments, env=env, stdin=stdin, timeout_s=timeout_s)
+        if code != 0:
+            raise Unavailable(f"{name} in {self._home} ended with {code}: {output[-500:]}")
+
+    async def attempt(
+        self,
+        name: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout_s: float,
+    ) -> tuple[int, str]:
+        """Its exit code and what it printed."""
+        process = await asyncio.create_subprocess_exec(
+            *bound_command((str(self._bin / name), *arguments), self._user, signal.SIGKILL),
+            cwd=self._home,
+            env=self.env() | dict(env or {}),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                output, _ = await process.communicate(stdin)
+        except TimeoutError:
+            raise Unavailable(f"{name} took longer than {timeout_s} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return process.returncode or 0, output.decode(errors="replace").strip()
 
 
 async def kill_all(data_dir: Path) -> None:

@@ -1,7 +1,8 @@
 """The term of a primary: the lease that it holds, renewed in a loop of its own, and its end.
 
 Invariant (I7): at `sent_s + TTL_S - MARGIN_S` the holder's Postgres is dead, where `sent_s` is
-from *before* the last renewal that succeeded was sent. The loop below does nothing but renew
+from *before* the last renewal that succeeded was sent, or the last plea that a quorum of voters
+granted (extension.py: for when etcd does not answer). The loop below does nothing but renew
 and, at that moment, kill; slow work of the agent cannot delay it, and if the whole agent hangs
 the killer (killer.py), which gets each new deadline, does the same. It also stops renewing when
 Postgres has not been seen well for HEALTH_S, so a hanging primary does not hold the cluster.
@@ -12,6 +13,7 @@ Called by pgha/agent.py. Write safety does not rest on this file (README.md): it
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -20,7 +22,7 @@ from flyd.errors import Unavailable
 from flyd.model import decode, encode
 from flyd.ports import KV, Clock, Put, Unchanged
 from pgha import keys
-from pgha.model import MARGIN_S, RENEW_S, TTL_S, Lease
+from pgha.model import MARGIN_S, PLEA_S, RENEW_S, TTL_S, Lease
 from pgha.ports import Killer
 
 log = structlog.get_logger(__name__)
@@ -46,13 +48,14 @@ class Term:
         self._revision = 0
         self._count = 0
         self._sent_s = 0.0
+        self._pleaded_s = 0.0
         self._healthy_s = 0.0
         self.epoch = 0
 
     @property
     def deadline_s(self) -> float:
         """When the holder must be dead."""
-        return self._sent_s + TTL_S - MARGIN_S
+        return max(self._sent_s, self._pleaded_s) + TTL_S - MARGIN_S
 
     def valid(self) -> bool:
         """A term is on and its deadline is ahead."""
@@ -61,7 +64,7 @@ class Term:
     def begin(self, epoch: int, revision: int, sent_s: float) -> None:
         """A take-over succeeded; it was sent at `sent_s`."""
         self.epoch, self._revision, self._count = epoch, revision, 0
-        self._sent_s = sent_s
+        self._sent_s, self._pleaded_s = sent_s, 0.0
         self._healthy_s = sent_s
         self._killer.arm(self.deadline_s)
         self._wake.set()
@@ -78,6 +81,18 @@ class Term:
     def healthy(self) -> None:
         """Postgres was just seen well."""
         self._healthy_s = self._clock.monotonic_s()
+
+    def plea_due_s(self) -> float:
+        """When to ask the voters for more time; infinite while there is no term, or nothing worth saving."""
+        if not self.valid() or self._clock.monotonic_s() - self._healthy_s >= HEALTH_S:
+            return math.inf
+        return self._sent_s + PLEA_S
+
+    def extend(self, epoch: int, asked_s: float) -> None:
+        """Enough voters were asked at `asked_s` and said that they will not vote against us for TTL_S."""
+        if self.valid() and self.epoch == epoch:  # past the deadline Postgres is dead: nothing brings it back
+            self._pleaded_s = max(self._pleaded_s, asked_s)
+            self._killer.arm(self.deadline_s)
 
     async def release(self, target: str) -> bool:
         """Give the lease back, if it is still ours. Only after Postgres is down."""
@@ -122,27 +137,32 @@ class Term:
                 return True  # `keep` looks at the deadline next
             try:
                 async with asyncio.timeout(min(left_s, ATTEMPT_S)), self._busy:
-                    if self.epoch == 0 or await self._renew_once(uncertain):
+                    if self.epoch == 0:
                         return True
-                    if uncertain:
+                    if uncertain and not await self._read_back():
                         return False
-                    uncertain = True
+                    if await self._renew_once():
+                        return True
+                    uncertain = True  # somebody else, or an earlier request of ours that arrived late
             except (Unavailable, TimeoutError) as error:
                 if not uncertain:
                     log.warning("pgha.renewal_failed", node=self._node, error=str(error))
                 uncertain = True
                 await asyncio.sleep(RETRY_S)
 
-    async def _renew_once(self, uncertain: bool) -> bool:
-        """One compare-and-set, after reading back what an unanswered one did."""
-        if uncertain:
-            item = await self._kv.get(self._key)
-            lease = None if item is None else decode(item.value, Lease)
-            if item is None or lease is None or lease.node != self._node or lease.epoch != self.epoch:
-                return False
-            if lease.released:
-                return False
-            self._revision, self._count = item.mod_revision, lease.count
+    async def _read_back(self) -> bool:
+        """What unanswered requests did. False: the lease is not ours any more."""
+        item = await self._kv.get(self._key)
+        lease = None if item is None else decode(item.value, Lease)
+        if item is None or lease is None or lease.node != self._node or lease.epoch != self.epoch:
+            return False
+        if lease.released:
+            return False
+        self._revision, self._count = item.mod_revision, lease.count
+        return True
+
+    async def _renew_once(self) -> bool:
+        """One compare-and-set."""
         sent_s = self._clock.monotonic_s()
         lease = Lease(epoch=self.epoch, node=self._node, count=self._count + 1)
         result = await self._kv.txn([Unchanged(self._key, self._revision)], [Put(self._key, encode(lease))])

@@ -26,7 +26,7 @@ SELECT r,
        CASE WHEN NOT r THEN (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint END,
        CASE WHEN NOT r THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
        CASE WHEN r THEN (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup') END,
-       CASE WHEN r THEN EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') END
+       CASE WHEN r THEN (SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming') END
 FROM pg_is_in_recovery() AS r
 """
 
@@ -69,6 +69,14 @@ def switch_lsn(data_dir: Path, timeline: int) -> int:
     lines = [line.split("\t") for line in text.splitlines() if line.strip() and not line.startswith("#")]
     high, _, low = lines[-1][1].partition("/")
     return (int(high, 16) << 32) + int(low, 16)
+
+
+def began_lsn(data_dir: Path, timeline: int) -> int:
+    """As `switch_lsn`; 0 for the first timeline, and where its history file is not here."""
+    path = _history(data_dir, timeline)
+    if not path.exists() or path.read_text().startswith(PLACEHOLDER):
+        return 0
+    return switch_lsn(data_dir, timeline)
 
 
 def write_placeholders(data_dir: Path, first: int, end: int) -> None:

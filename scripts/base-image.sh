@@ -9,6 +9,8 @@ public=debian:bookworm-slim
 
 say() { printf 'base-image: %s\n' "$*" >&2; }
 
+exec 9>/tmp/flyd-base-image.lock
+flock 9  # two test runs at once make it once
 if docker image inspect "$image" >/dev/null 2>&1; then
   say "$image is here already"
   exit 0

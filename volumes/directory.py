@@ -1,163 +1,105 @@
 """Volumes as plain directories: works on any file system, without root.
 
-    <root>/<volume id>/
-        data/          what the machine sees
-        volume.json    size, and the newest claim: which machine, with which epoch, attached or not
-
-Implements flyd's ports.VolumeStore; called by the host's machine operations. It imports nothing of
-flyd but its errors.
-
-The fence. A claim is (machine, epoch); epochs grow with each attach that is decided in etcd, so of
-two claims the one with the greater epoch is the later. This store never goes back:
-- older epoch than recorded: `Refused`, whoever asks. A delayed or repeated old operation can not
-  take the volume from the machine that has it now.
-- the recorded epoch: its own machine may attach again and again (a restart); any other is `Refused`,
-  attached or not, for two machines with one epoch are a bug in whoever made the claims.
-- newer epoch: it becomes the claim, even while another machine is recorded as attached. It must: the
-  old machine may have been destroyed while this host was down, and no detach will ever come. The
-  caller answers for the old machine being stopped before it asks (flyd stops it as a logged step);
-  the store can not see processes. From then on the old machine is fenced out here.
-`detach` speaks of one claim and leaves any other alone, so a late one is harmless.
-
-Each change is on disk (written aside, fsynced, renamed) before a call answers. What it can not do:
-limit a volume's size; `size_gb` is written down and shown, not enforced.
+It can not limit a volume's size: `size_gb` is written down and shown, not enforced. Snapshots and forks
+are copies: where the file system can share data between files (XFS, btrfs) they cost nothing at first,
+elsewhere the whole volume is copied. Either way file by file: of a volume that is in use no copy is of
+one instant, and its record says so. `abilities` tells which.
 """
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import os
-import re
 import shutil
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
-import msgspec
+from volumes.contract import Abilities
+from volumes.files import run
+from volumes.streams import StreamStore
+from volumes.trees import receive_tree, send_tree
 
-from flyd.errors import InvalidInput, NotFound, Refused
-
-_VOLUME_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """volume.json."""
-
-    size_gb: int
-    machine_id: str = ""
-    epoch: int = 0
-    attached: bool = False
+FICLONE = 0x40049409  # ioctl: share another file's data
 
 
-class DirectoryVolumes:
-    """The volumes below one root directory."""
+class DirectoryTrees:
+    """contract.Trees over any file system."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
-        self._lock = asyncio.Lock()
-        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._root = root
+        self._shares: bool | None = None
 
-    async def create(self, volume_id: str, size_gb: int) -> None:
-        """Make an empty volume; one that exists is left as it is."""
-        path = self._path(volume_id)
-        async with self._lock:
-            await asyncio.to_thread(self._create, path, size_gb)
+    def abilities(self) -> Abilities:
+        """Instant where files can share their data."""
+        if self._shares is None:
+            self._shares = shares_data(self._root)
+        return Abilities(limited=False, instant=self._shares, atomic=False)
 
-    async def attach(self, volume_id: str, machine_id: str, epoch: int) -> str:
-        """Record the claim and answer the data's path; a claim that is not the latest is `Refused`."""
-        path = self._path(volume_id)
-        async with self._lock:
-            record = _read(path)
-            reason = _refusal(record, machine_id, epoch)
-            if reason:
-                raise Refused(
-                    f"volume {volume_id} is not given to machine {machine_id} with epoch {epoch}: {reason}",
-                    hint="a later claim holds it; `fly volumes list` shows which machine has it",
-                )
-            claim = msgspec.structs.replace(record, machine_id=machine_id, epoch=epoch, attached=True)
-            if claim != record:
-                await asyncio.to_thread(_write, path, claim)
-        return str(path / "data")
+    def make(self, path: Path) -> None:
+        """A directory; others may pass through it."""
+        path.mkdir(mode=0o711)
 
-    async def detach(self, volume_id: str, machine_id: str, epoch: int) -> None:
-        """End exactly this claim; if it is not the recorded one, or the volume is gone, nothing happens."""
-        path = self._path(volume_id)
-        async with self._lock:
-            if not path.exists():
-                return
-            record = _read(path)
-            if record.attached and (record.machine_id, record.epoch) == (machine_id, epoch):
-                await asyncio.to_thread(_write, path, msgspec.structs.replace(record, attached=False))
+    def copy(self, source: Path, target: Path, *, writable: bool) -> None:
+        """With owners, times, links and holes. `cp` dies with this thread's flyd: none writes on unseen."""
+        copy = ("cp", "--archive", "--reflink=auto", "--no-target-directory", str(source), str(target))
+        run("setpriv", "--pdeathsig", "KILL", *copy)
+        run("sync", "--file-system", str(target))
 
-    async def destroy(self, volume_id: str) -> None:
-        """Remove volume and data; `Refused` while attached, absent is no error."""
-        path = self._path(volume_id)
-        async with self._lock:
-            if path.exists() and (record := _read(path)).attached:
-                raise Refused(
-                    f"volume {volume_id} is attached to machine {record.machine_id}",
-                    hint=f"destroy the machine first: fly machine destroy {record.machine_id}",
-                )
-            await asyncio.to_thread(self._destroy, path)
+    def send(self, source: Path, parent: Path | None) -> Generator[bytes]:
+        """What was removed, then a tar of what is new or differs (trees.py)."""
+        return send_tree(source, parent)
 
-    def _path(self, volume_id: str) -> Path:
-        if not _VOLUME_ID.fullmatch(volume_id):
-            raise InvalidInput(f"{volume_id!r} is no volume id")
-        return self._root / volume_id
+    def receive(self, stream: Path, parent: Path | None, target: Path) -> None:
+        """The parent's copy, or nothing, with the stream's changes."""
+        if parent is None:
+            self.make(target)
+        else:
+            self.copy(parent, target, writable=True)
+        receive_tree(stream, target)
+        run("sync", "--file-system", str(target))
 
-    def _create(self, path: Path, size_gb: int) -> None:
-        if path.exists():
-            return
-        fresh = self._root / f".new-{path.name}"  # a dot is no part of an id
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        fresh.mkdir(mode=0o711)
-        # Others may pass through: a database below drops to a user of its own.
-        (fresh / "data").mkdir(mode=0o711)
-        _write(fresh, Record(size_gb=size_gb))
-        os.replace(fresh, path)
-        _sync(self._root)
+    def limit(self, path: Path, size_bytes: int) -> None:
+        """Nothing here can."""
 
-    def _destroy(self, path: Path) -> None:
-        """Gone by one rename; what a crash leaves of the deleting, the next destroy of the name ends."""
-        trash = self._root / f".gone-{path.name}"
-        if trash.exists():
-            shutil.rmtree(trash)
-        if path.exists():
-            os.replace(path, trash)
-            _sync(self._root)
-            shutil.rmtree(trash)
+    def used_bytes(self, path: Path) -> int:
+        """The blocks of all files; what vanishes while it is counted is not there."""
+        total, seen = 0, frozenset[tuple[int, int]]()
+        for folder, _, files in os.walk(path):
+            for name in files:
+                try:
+                    found = os.lstat(os.path.join(folder, name))
+                except FileNotFoundError:
+                    continue
+                if found.st_nlink > 1:
+                    if (found.st_dev, found.st_ino) in seen:
+                        continue
+                    seen |= {(found.st_dev, found.st_ino)}
+                total += found.st_blocks * 512
+        return total
+
+    def delete(self, path: Path) -> None:
+        """All of it; links are removed, not followed."""
+        shutil.rmtree(path)
+
+    def tidy(self, root: Path) -> None:
+        """A plain directory leaves nothing."""
 
 
-def _refusal(record: Record, machine_id: str, epoch: int) -> str:
-    """Why this claim may not have the volume; empty if it may."""
-    if epoch < record.epoch:
-        return f"machine {record.machine_id} has claimed it since, with epoch {record.epoch}"
-    if epoch == record.epoch and record.machine_id not in ("", machine_id):
-        return f"epoch {epoch} is machine {record.machine_id}'s claim"
-    return ""
+class DirectoryVolumes(StreamStore):
+    """The volumes below one root directory, on any file system."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, DirectoryTrees(root.absolute()))
 
 
-def _read(path: Path) -> Record:
-    try:
-        return msgspec.json.decode((path / "volume.json").read_bytes(), type=Record)
-    except FileNotFoundError:
-        raise NotFound(
-            f"no volume {path.name} on this host", hint="`fly volumes list` shows where each one is"
-        ) from None
-
-
-def _write(path: Path, record: Record) -> None:
-    temporary = path / "volume.json.tmp"
-    with open(temporary, "wb") as file:
-        file.write(msgspec.json.encode(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path / "volume.json")
-    _sync(path)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def shares_data(folder: Path) -> bool:
+    """Whether files in this folder can share their data; tried, with two files that have no name."""
+    with tempfile.TemporaryFile(dir=folder) as source, tempfile.TemporaryFile(dir=folder) as target:
+        source.write(b"x" * 4096)
+        source.flush()
+        try:
+            fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
+        except OSError:
+            return False
+    return True

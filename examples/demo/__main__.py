@@ -44,6 +44,8 @@ def tell_what_next(settings: Path) -> None:
 )
 def main(keep: bool, etcd_leader: bool, provider: str) -> None:
     """Three regions on this machine; the primary's region dies; nothing is lost."""
+    if etcd_leader and provider == "docker":
+        raise click.UsageError("--etcd-leader needs hosts that are processes: etcd is asked as one of them.")
     began = time.monotonic()
     settings = Path(tempfile.mkdtemp(prefix="flyd-demo-"))
     fly = Fly(settings)

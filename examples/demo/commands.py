@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from flyd.identity.folder import CERTIFICATE, KEY
+
 PIPE_WIDTH = 140  # a log of the demo is not folded at 80 columns
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -44,9 +46,13 @@ class Fly:
         return json.loads(result.stdout)
 
 
-def move_etcd_leader(endpoints: list[str], host: str) -> None:
-    """Make the host's etcd member the leader of etcd, so that both leaders die together."""
-    etcdctl = [str(Path(sys.executable).parent / "etcdctl"), "--endpoints", ",".join(endpoints)]
+def move_etcd_leader(endpoints: list[str], host: str, identity: Path) -> None:
+    """Make the host's etcd member the leader of etcd, so that both leaders die together; as that host."""
+    etcdctl = [
+        *(str(Path(sys.executable).parent / "etcdctl"), "--endpoints", ",".join(endpoints)),
+        *("--cacert", str(identity / "hosts.pem")),
+        *("--cert", str(identity / CERTIFICATE), "--key", str(identity / KEY)),
+    ]
     listed = subprocess.run(
         [*etcdctl, "member", "list", "-w", "json"], check=True, capture_output=True, text=True
     )

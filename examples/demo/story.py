@@ -18,6 +18,7 @@ from rich.table import Table
 
 from examples.demo.clients import HOST, Ledger, keep_listening, keep_writing, notes_starts, stored_keys
 from examples.demo.commands import DemoFailed, Fly, console, move_etcd_leader
+from flyd.cluster.registry import folder
 
 CLUSTER = "demo"
 REGIONS = ("ams", "iad", "sin")
@@ -149,8 +150,10 @@ async def lose_the_primary(fly: Fly, with_etcd_leader: bool) -> tuple[Verdict, L
         show_traffic(ledger)
         fly.show("postgres", "status", "-a", DATABASE)
         if with_etcd_leader:
-            endpoints = [f"{address.rpartition(':')[0]}:2379" for address in all_edges.values()]
-            await asyncio.to_thread(move_etcd_leader, endpoints, f"{victim}-1")
+            endpoints = [f"https://{address.rpartition(':')[0]}:2379" for address in all_edges.values()]
+            host = f"{victim}-1"
+            identity = folder(CLUSTER) / host / "data" / "identity"
+            await asyncio.to_thread(move_etcd_leader, endpoints, host, identity)
             console.print(f"etcd's own leader is in {victim}, too")
         heading(f"{victim}, with the primary, dies: SIGKILL to its flyd, Envoy, etcd and all machines")
         killed_at_s = time.time()

@@ -10,8 +10,8 @@ from flyd.api.context import ApiContext
 from flyd.errors import Conflict, InvalidInput, OutcomeUnknown, Refused
 from flyd.machines import commands
 from flyd.model import App, Desired, Host, Machine, MachineStatus, Volume, decode, encode
-from flyd.placement.volumes import destroy_volume
 from flyd.ports import Delete, Put, Unchanged
+from flyd.storage import records
 from flyd.store import keys
 from flyd.v1 import apps_pb2, apps_pb2_grpc
 
@@ -19,11 +19,11 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label, as in <
 DELETE_TIMEOUT_S = 60.0
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, what: str = "an app's name") -> None:
     """Refuse a name that could not be part of a host name."""
     if not NAME.fullmatch(name):
         raise InvalidInput(
-            f"{name!r} can not be an app's name",
+            f"{name!r} can not be {what}",
             hint="Use 1-63 lower-case letters, digits and dashes, not beginning or ending with a dash.",
         )
 
@@ -53,8 +53,11 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
         """Create by compare on absence, so that a name is given once."""
         check_name(request.app_name)
         check_regions(self._context, list(request.regions))
+        if request.network:
+            check_name(request.network, "a network's name")
         app = App(
             name=request.app_name,
+            network=request.network,
             regions=tuple(request.regions),
             created_at_s=self._context.clock.wall_s(),
         )
@@ -94,12 +97,7 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
             )
         machines = [i.value for i in ctx.mirror.list(f"{keys.MACHINES}{app.name}/", Machine)]
         self._refuse_lost_hosts(app, machines)
-        for machine in machines:
-            await commands.set_desired(ctx.kv, app.name, machine.id, Desired.DESTROYED)
-        for machine in machines:
-            await commands.wait_gone(ctx.mirror, machine, DELETE_TIMEOUT_S)
-        for volume in volumes:
-            await destroy_volume(ctx.kv, app.name, volume.id, entropy=ctx.entropy)
+        await self._end(app, machines, volumes)
         effects = [Delete(keys.app(app.name)), Delete(keys.secrets(app.name))]
         for prefix in (f"{keys.RELEASES}{app.name}/", f"{keys.RUNS}{app.name}/", f"{keys.PG}{app.name}/"):
             effects += [Delete(item.key) for item in (await ctx.kv.list(prefix)).items]
@@ -108,7 +106,24 @@ class AppsServicer(apps_pb2_grpc.AppsServiceServicer):
                 effects.append(Delete(port.key))
         for start in range(0, len(effects), 100):  # etcd takes at most 128 operations in a txn
             await ctx.kv.txn([], effects[start : start + 100])
+        # What was placed while we waited. Nothing can be from here on: placing compares the app's record.
+        late = (await ctx.kv.list(f"{keys.MACHINES}{app.name}/")).items
+        listed = await ctx.kv.list(f"{keys.VOLUMES}{app.name}/")
+        await ctx.mirror.wait_revision(listed.revision)  # `_end` waits by what the mirror shows
+        await self._end(
+            app, [decode(i.value, Machine) for i in late], [decode(i.value, Volume) for i in listed.items]
+        )
         return apps_pb2.DeleteAppResponse()
+
+    async def _end(self, app: App, machines: list[Machine], volumes: list[Volume]) -> None:
+        """Destroy machines, wait until their hosts freed them, then give up the volumes."""
+        ctx = self._context
+        for machine in machines:
+            await commands.set_desired(ctx.kv, app.name, machine.id, Desired.DESTROYED)
+        for machine in machines:
+            await commands.wait_gone(ctx.mirror, machine, DELETE_TIMEOUT_S)
+        for volume in volumes:
+            await records.destroy(ctx.kv, app.name, volume.id, ctx.clock.wall_s(), entropy=ctx.entropy)
 
     def _refuse_lost_hosts(self, app: App, machines: list[Machine]) -> None:
         """A lost host can not say that it stopped its machines: nothing may be freed behind its back."""

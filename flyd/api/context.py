@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from flyd.api.peers import Peers
 from flyd.errors import NotFound
 from flyd.model import App, Host, Machine, MachineStatus
+from flyd.placement.placer import Placer
 from flyd.ports import KV, Clock, Driver, Entropy, ImageStore, SourceStore
+from flyd.storage.local import LocalVolumes
 from flyd.store import keys
 from flyd.store.mirror import Mirror
 
@@ -24,8 +27,14 @@ class ApiContext:
     driver: Driver
     sources: SourceStore
     peers: Peers
-    etcd_endpoints: tuple[str, ...]
+    etcd_endpoints: tuple[str, ...]  # told to hosts that join
     images: ImageStore | None = None  # None: this host's driver runs no containers
+    volumes: LocalVolumes | None = None  # None: in tests of what needs no data
+
+    @cached_property
+    def placer(self) -> Placer:
+        """What places machines for this API, all requests together."""
+        return Placer(self.kv, self.mirror, clock=self.clock, entropy=self.entropy)
 
     def app(self, name: str) -> App:
         """The application, or NotFound with the names that exist."""

@@ -10,18 +10,23 @@ import structlog
 
 from flyd.api.status import from_rpc
 from flyd.errors import FlydError, NotFound, Unavailable
+from flyd.identity.credentials import Credentials, SecureChannel
+from flyd.identity.subjects import ANY_HOST, host_dns_name
 from flyd.model import Host
 from flyd.store import keys
 from flyd.store.mirror import Mirror
-from flyd.v1 import releases_pb2, releases_pb2_grpc
+from flyd.v1 import hosts_pb2, hosts_pb2_grpc, releases_pb2, releases_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
 CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),  # what this version of gRPC really goes by
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+
+ASK_TIMEOUT_S = 3.0
 
 SPREAD_TIMEOUT_S = 60.0
 """How long a source may take to be on a second host."""
@@ -36,10 +41,11 @@ SPREAD_REST_S = 2.0
 class Peers:
     """The other hosts' flyds, by their address in the mirror."""
 
-    def __init__(self, self_name: str, mirror: Mirror) -> None:
+    def __init__(self, self_name: str, mirror: Mirror, credentials: Credentials | None = None) -> None:
         self._self_name = self_name
         self._mirror = mirror
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._credentials = credentials
+        self._channels: dict[tuple[str, str], SecureChannel] = {}
 
     def host(self, name: str) -> Host:
         """A host's description, or NotFound."""
@@ -49,12 +55,22 @@ class Peers:
         return found.value
 
     def channel(self, host: Host) -> grpc.aio.Channel:
-        """The channel to a host's flyd."""
-        if host.api_address not in self._channels:
-            self._channels[host.api_address] = grpc.aio.insecure_channel(
-                host.api_address, options=CHANNEL_OPTIONS
-            )
-        return self._channels[host.api_address]
+        """The channel to a host's flyd, which must show that host's certificate."""
+        return self._channel(host.api_address, host.name)
+
+    async def ask_whether_admitted(self, address: str) -> None:
+        """Have the flyd at an address answer anything; its error says why it does not."""
+        stub = hosts_pb2_grpc.HostsServiceStub(self._channel(address, ANY_HOST))
+        try:
+            await stub.GetVersion(hosts_pb2.GetVersionRequest(), timeout=ASK_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, address) from None
+
+    def _channel(self, address: str, name: str) -> grpc.aio.Channel:
+        if (address, name) not in self._channels:
+            shown = host_dns_name(name)
+            self._channels[address, name] = SecureChannel(address, self._credentials, CHANNEL_OPTIONS, shown)
+        return self._channels[address, name].get()
 
     def living(self) -> list[Host]:
         """The other hosts whose lease stands."""
@@ -134,4 +150,4 @@ class Peers:
     async def close(self) -> None:
         """Close all channels."""
         for channel in self._channels.values():
-            await channel.close(None)
+            await channel.close()

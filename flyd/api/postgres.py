@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from flyd.api import views
+from flyd.api import postgres_backups, views
 from flyd.api.apps import check_name, check_regions
 from flyd.api.context import ApiContext
-from flyd.errors import InvalidInput, Unavailable
+from flyd.errors import InvalidInput, Refused, Unavailable
 from flyd.machines import commands
 from flyd.model import App, AppKind, Machine, PostgresLeader, PostgresMember, Secrets, decode
 from flyd.postgres import clusters, databases
 from flyd.store import keys
 from flyd.v1 import postgres_pb2, postgres_pb2_grpc
-from pgha.requests import request_switchover
+from pgha.requests import paused, request_pause, request_resume, request_switchover
 
 DEFAULT_MEMORY_MB = 256
 DEFAULT_VOLUME_GB = 1
 SERVING_TIMEOUT_S = 60.0
 FAILOVER_TIMEOUT_S = 30.0
+RESTORE_TIMEOUT_S = 3600.0
 
 
 class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
@@ -62,13 +63,17 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         ctx = self._context
         check_name(request.cluster_name)
         check_regions(ctx, list(request.regions))
+        if request.network:
+            check_name(request.network, "a network's name")
         app = await clusters.create(
             ctx.kv,
+            ctx.placer,
             request.cluster_name,
             list(request.regions),
-            ctx.etcd_endpoints,
             memory_mb=request.memory_mb or DEFAULT_MEMORY_MB,
             volume_size_gb=request.volume_size_gb or DEFAULT_VOLUME_GB,
+            network=request.network,
+            archive=clusters.archive_options(request.archive_dir, request.cluster_name),
             clock=ctx.clock,
             entropy=ctx.entropy,
         )
@@ -85,12 +90,16 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         machines = [i.value for i in ctx.mirror.list(f"{keys.MACHINES}{app.name}/", Machine)]
         hosts = {machine.id: machine.host for machine in machines}
         members = [i.value for i in ctx.mirror.list(keys.postgres_members(app.name), PostgresMember)]
+        pause = await paused(ctx.kv, app.name)
         return postgres_pb2.GetClusterResponse(
             cluster_name=app.name,
             primary=leader.node if leader else "",
             epoch=leader.epoch if leader else 0,
             serving=bool(leader and leader.serving),
             endpoint_port=app.endpoint_port,
+            paused=pause is not None,
+            pause_reason=pause.reason if pause else "",
+            paused_at=pause.since_s if pause else 0.0,
             members=[views.postgres_member(m, ctx.alive(hosts.get(m.machine_id, ""))) for m in members],
         )
 
@@ -105,6 +114,12 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         ctx = self._context
         cluster = self._cluster(request.cluster_name)
         app = ctx.app(request.app_name)
+        if app.network != cluster.network:
+            raise Refused(
+                f"app {app.name!r} is on network {app.network or 'default'!r}, "
+                f"Postgres {cluster.name!r} on {cluster.network or 'default'!r}: it could not reach it",
+                hint="`fly postgres create --network NAME` makes one on the app's network.",
+            )
         leader = await self._wait_serving(cluster.name, 0, SERVING_TIMEOUT_S)
         password = ctx.entropy.token(16)
         await databases.ensure_database(
@@ -128,6 +143,48 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         await request_switchover(self._context.kv, cluster.name, request.target, self._context.clock.wall_s())
         leader = await self._wait_serving(cluster.name, before.epoch, FAILOVER_TIMEOUT_S)
         return postgres_pb2.FailoverResponse(primary=leader.node, epoch=leader.epoch)
+
+    async def PauseCluster(
+        self, request: postgres_pb2.PauseClusterRequest, context: Any
+    ) -> postgres_pb2.PauseClusterResponse:
+        """Nothing happens by itself any more."""
+        cluster, clock = self._cluster(request.cluster_name), self._context.clock
+        pause = await request_pause(self._context.kv, cluster.name, request.reason, clock.wall_s())
+        return postgres_pb2.PauseClusterResponse(paused_at=pause.since_s, reason=pause.reason)
+
+    async def ResumeCluster(
+        self, request: postgres_pb2.ResumeClusterRequest, context: Any
+    ) -> postgres_pb2.ResumeClusterResponse:
+        """It does again."""
+        await request_resume(self._context.kv, self._cluster(request.cluster_name).name)
+        return postgres_pb2.ResumeClusterResponse()
+
+    async def CreateBackup(
+        self, request: postgres_pb2.CreateBackupRequest, context: Any
+    ) -> postgres_pb2.CreateBackupResponse:
+        """Into the cluster's archive, by its primary."""
+        cluster = self._cluster(request.cluster_name)
+        return postgres_pb2.CreateBackupResponse(
+            backup=await postgres_backups.create_backup(self._context, cluster.name)
+        )
+
+    async def ListBackups(
+        self, request: postgres_pb2.ListBackupsRequest, context: Any
+    ) -> postgres_pb2.ListBackupsResponse:
+        """Taken, tried, and under way."""
+        cluster = self._cluster(request.cluster_name)
+        return postgres_pb2.ListBackupsResponse(
+            backups=await postgres_backups.list_backups(self._context, cluster.name)
+        )
+
+    async def RestoreCluster(
+        self, request: postgres_pb2.RestoreClusterRequest, context: Any
+    ) -> postgres_pb2.RestoreClusterResponse:
+        """A new cluster from the archive of this one."""
+        source = self._cluster(request.cluster_name)
+        app = await postgres_backups.restore(self._context, source, request)
+        await self._wait_serving(app.name, 0, RESTORE_TIMEOUT_S)
+        return postgres_pb2.RestoreClusterResponse(cluster_name=app.name, endpoint_port=app.endpoint_port)
 
     async def GetConnection(
         self, request: postgres_pb2.GetConnectionRequest, context: Any

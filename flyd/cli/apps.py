@@ -32,9 +32,16 @@ def list_apps(json_output: bool) -> None:
         emit(found)
         return
     table(
-        ["NAME", "KIND", "REGIONS", "STARTED", "CREATED"],
+        ["NAME", "KIND", "NETWORK", "REGIONS", "STARTED", "CREATED"],
         [
-            (a.name, a.kind, ",".join(a.regions), f"{a.started_count}/{a.machine_count}", ago(a.created_at))
+            (
+                a.name,
+                a.kind,
+                a.network or "-",
+                ",".join(a.regions),
+                f"{a.started_count}/{a.machine_count}",
+                ago(a.created_at),
+            )
             for a in found
         ],
         empty="No apps yet: `fly launch` makes one.",
@@ -44,10 +51,13 @@ def list_apps(json_output: bool) -> None:
 @apps.command(epilog="Example: fly apps create chat --regions ams,iad,sin")
 @click.argument("name")
 @click.option("--regions", help="Where its machines go, by commas; the first is the primary region.")
+@click.option(
+    "--network", default="", help="A private network apart; machines reach only those of their own."
+)
 @json_option
-def create(name: str, regions: str | None, json_output: bool) -> None:
+def create(name: str, regions: str | None, network: str, json_output: bool) -> None:
     """Make an empty application."""
-    request = apps_pb2.CreateAppRequest(app_name=name, regions=split(regions))
+    request = apps_pb2.CreateAppRequest(app_name=name, regions=split(regions), network=network)
     made = call(stub().CreateApp, request).app
     if json_output:
         emit(made)

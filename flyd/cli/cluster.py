@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
+import msgspec
 
 from flyd.cli.connection import forget_context, save_context
 from flyd.cli.options import json_option
 from flyd.cli.output import done, emit, say, state, table, waiting
-from flyd.cluster.layout import HTTP_PORT, container_layout, layout
-from flyd.cluster.registry import open_cluster, recall
+from flyd.cluster.layout import CERTIFICATE_DAYS, HTTP_PORT, container_layout, layout
+from flyd.cluster.providers import open_cluster
+from flyd.cluster.registry import recall, user_folder
 from flyd.model import Resources
 
 BASES = {"process": 11, "docker": 210}
@@ -25,7 +29,8 @@ def cluster() -> None:
     epilog="""\b
 Examples:
   fly cluster up
-  fly cluster up --regions ams,iad,sin --memory 4096"""
+  fly cluster up --regions ams,iad,sin --memory 4096
+  fly cluster up --volumes btrfs --disk 10"""
 )
 @name_option
 @click.option("--regions", default="ams,iad,sin", show_default=True, help="One host in each; 1, 3 or 5.")
@@ -40,6 +45,20 @@ Examples:
 @click.option("--cpus", default=4, show_default=True, help="Capacity of each host.")
 @click.option("--memory", default=4096, show_default=True, help="Capacity of each host, in MB.")
 @click.option("--disk", default=50, show_default=True, help="Capacity of each host, in GB.")
+@click.option(
+    "--volumes",
+    type=click.Choice(["directory", "btrfs"]),
+    default="directory",
+    show_default=True,
+    help="btrfs: a pool of --disk GB for each host, laid aside at once; sizes hold, snapshots cost nothing.",
+)
+@click.option(
+    "--certificate-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=CERTIFICATE_DAYS,
+    show_default=True,
+    help="How long a host's certificate lasts; it renews itself after two thirds.",
+)
 @json_option
 def up(
     name: str,
@@ -49,16 +68,20 @@ def up(
     cpus: int,
     memory: int,
     disk: int,
+    volumes: Literal["directory", "btrfs"],
+    certificate_days: float,
     json_output: bool,
 ) -> None:
     """Start a cluster and make it the one that `fly` talks to."""
     wanted = tuple(part.strip() for part in regions.split(",") if part.strip())
     shape = container_layout if provider == "docker" else layout
-    plan = shape(name, wanted, base or BASES[provider], Resources(cpus=cpus, memory_mb=memory, disk_gb=disk))
+    capacity = Resources(cpus=cpus, memory_mb=memory, disk_gb=disk)
+    plan = shape(name, wanted, base or BASES[provider], capacity, certificate_days)
+    plan = msgspec.structs.replace(plan, volumes=volumes)
     made = open_cluster(plan)
     with waiting("starting") as update:
         made.up(lambda text: update(f"starting {text}"))
-    save_context(plan.api)
+    save_context(plan.api, user_folder(name))
     if json_output:
         emit({"name": name, "api": list(plan.api), "etcd": list(plan.etcd), "root": str(made.root)})
         return

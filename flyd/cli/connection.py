@@ -1,7 +1,8 @@
 """Which cluster the command talks to, and how calls are made.
 
 FLY_API (one or more host:port, by commas) wins; else the context file that
-`fly cluster up` writes. Any flyd can answer; the first that connects is used.
+`fly cluster up` writes. Any flyd can answer; the first that connects is used. Who asks
+shows a certificate: FLY_IDENTITY names its folder, else the context file does.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import grpc
 
 from flyd.api.status import AGE_KEY, from_rpc
 from flyd.errors import InvalidInput, Unavailable
+from flyd.identity.credentials import Credentials
 
 R = TypeVar("R")
 
 CALL_TIMEOUT_S = 15.0
 ENV = "FLY_API"
+IDENTITY_ENV = "FLY_IDENTITY"
 
 _ages_s: list[int] = []  # of this command's answers that were made from an old view
 
@@ -34,11 +37,11 @@ def context_path() -> Path:
     return Path(config) / "flyd" / "context.json"
 
 
-def save_context(api: tuple[str, ...]) -> None:
-    """Remember a cluster for the next command."""
+def save_context(api: tuple[str, ...], identity: Path) -> None:
+    """Remember a cluster, and who we are to it, for the next command."""
     path = context_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"api": list(api)}) + "\n")
+    path.write_text(json.dumps({"api": list(api), "identity": str(identity)}) + "\n")
 
 
 def forget_context(api: tuple[str, ...]) -> None:
@@ -49,10 +52,26 @@ def forget_context(api: tuple[str, ...]) -> None:
 
 def remembered() -> tuple[str, ...]:
     """The addresses in the context file; empty if there is none."""
+    return tuple(_context().get("api", ()))
+
+
+def identity() -> Credentials:
+    """Who we are to the cluster: the certificate to show."""
+    chosen = os.environ.get(IDENTITY_ENV) or _context().get("identity")
+    if not chosen:
+        raise Unavailable(
+            "flyd answers nobody without a certificate, and none is known here",
+            hint=f"{IDENTITY_ENV}=FOLDER names yours. `fly cluster up` and `fly hosts found` make the first.",
+        )
+    return Credentials(Path(chosen))
+
+
+def _context() -> dict[str, Any]:
     try:
-        return tuple(json.loads(context_path().read_text())["api"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return ()
+        found: object = json.loads(context_path().read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def addresses() -> tuple[str, ...]:
@@ -90,9 +109,8 @@ def resolved(address: str) -> str:
 @functools.cache
 def channel() -> grpc.Channel:
     """One channel to the first address that connects."""
-    return grpc.insecure_channel(
-        "ipv4:" + ",".join(resolved(a) for a in addresses()),
-        options=(("grpc.max_reconnect_backoff_ms", 1000),),
+    return identity().open_channel(
+        "ipv4:" + ",".join(resolved(a) for a in addresses()), (("grpc.max_reconnect_backoff_ms", 1000),)
     )
 
 

@@ -6,11 +6,15 @@ from importlib.metadata import version as package_version
 
 import click
 
+from flyd.cli import joining, upkeep
 from flyd.cli.connection import call, channel
 from flyd.cli.options import json_option
 from flyd.cli.output import ago, emit, say, state, table
 from flyd.errors import FlydError
 from flyd.v1 import hosts_pb2, hosts_pb2_grpc
+
+HAS = ("MACHINES", "CPUS", "MEMORY MB", "DISK GB")  # promised of what there is
+COLUMNS = ("HOST", "REGION", "STATE", *HAS, "LABELS", "API", "JOINED", "NOTE")
 
 
 def stub() -> hosts_pb2_grpc.HostsServiceStub:
@@ -23,16 +27,20 @@ def hosts() -> None:
     """The hosts of the cluster."""
 
 
+for command in (*joining.COMMANDS, *upkeep.COMMANDS):
+    hosts.add_command(command)
+
+
 @hosts.command("list")
 @json_option
 def list_hosts(json_output: bool) -> None:
-    """Every host, with what is promised on it."""
+    """Every host, with what is promised on it, and what becomes of a lost one's machines."""
     found = call(stub().ListHosts, hosts_pb2.ListHostsRequest()).hosts
     if json_output:
         emit(found)
         return
     table(
-        ["HOST", "REGION", "STATE", "MACHINES", "CPUS", "MEMORY MB", "DISK GB", "API", "JOINED"],
+        COLUMNS,
         [
             (
                 h.name,
@@ -42,13 +50,16 @@ def list_hosts(json_output: bool) -> None:
                 f"{h.cpus_used}/{h.cpus}",
                 f"{h.memory_mb_used}/{h.memory_mb}",
                 f"{h.disk_gb_used}/{h.disk_gb}",
+                " ".join(f"{name}={value}" for name, value in sorted(h.labels.items())) or "-",
                 h.api_address,
                 ago(h.joined_at),
+                upkeep.note_of(h),
             )
             for h in found
         ],
         empty="No host has joined.",
     )
+    upkeep.show_losses(list(found))
 
 
 @click.command()

@@ -11,21 +11,16 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from flyd.cli.connection import app_name, call, channel
+from flyd.cli.connection import app_name, call
 from flyd.cli.options import app_option, json_option, split
-from flyd.cli.output import done, emit, note, out, state, table, waiting
+from flyd.cli.output import ago, done, emit, note, out, state, table, waiting
+from flyd.cli.postgres_backups import backup, restore
+from flyd.cli.postgres_common import cluster_argument, stub
 from flyd.errors import NotFound
-from flyd.v1 import postgres_pb2, postgres_pb2_grpc
+from flyd.v1 import postgres_pb2
 
 CREATE_TIMEOUT_S = 120.0
 FAILOVER_TIMEOUT_S = 60.0
-
-cluster_argument = click.option("-a", "--app", "cluster", help="The Postgres cluster.")
-
-
-def stub() -> postgres_pb2_grpc.PostgresServiceStub:
-    """The Postgres service of the cluster."""
-    return postgres_pb2_grpc.PostgresServiceStub(channel())
 
 
 @click.group()
@@ -33,16 +28,35 @@ def postgres() -> None:
     """Postgres with its primary in one region, replicas in others, and take-over by itself."""
 
 
+postgres.add_command(backup)
+postgres.add_command(restore)
+
+
 @postgres.command(epilog="Example: fly postgres create chat-db --regions ams,iad,sin")
 @click.argument("name")
 @click.option("--regions", required=True, help="A member in each; the first has the primary. At least two.")
 @click.option("--volume-size", default=1, show_default=True, help="GB for each member.")
 @click.option("--memory", default=256, show_default=True, help="MB for each member.")
+@click.option("--network", default="", help="The private network of the apps that it is for.")
+@click.option("--archive-dir", default="", help="A folder that all hosts reach, for WAL and backups.")
 @json_option
-def create(name: str, regions: str, volume_size: int, memory: int, json_output: bool) -> None:
+def create(
+    name: str,
+    regions: str,
+    volume_size: int,
+    memory: int,
+    network: str,
+    archive_dir: str,
+    json_output: bool,
+) -> None:
     """Make a cluster and wait until its primary takes writes."""
     request = postgres_pb2.CreateClusterRequest(
-        cluster_name=name, regions=split(regions), volume_size_gb=volume_size, memory_mb=memory
+        cluster_name=name,
+        regions=split(regions),
+        volume_size_gb=volume_size,
+        memory_mb=memory,
+        network=network,
+        archive_dir=archive_dir,
     )
     with waiting(f"creating {name}: a member in each of {regions}"):
         made = call(stub().CreateCluster, request, CREATE_TIMEOUT_S)
@@ -75,6 +89,9 @@ def status(cluster: str | None, json_output: bool) -> None:
         return
     word = state("up" if found.serving else "critical")
     out.print(Text.assemble(f"primary {found.primary or 'none'}  epoch {found.epoch}  endpoint ", word))
+    if found.paused:
+        why = f": {found.pause_reason}" if found.pause_reason else ""
+        out.print(f"paused {ago(found.paused_at)}{why}. Nothing happens by itself until `resume`.")
     table(
         ["MEMBER", "REGION", "ROLE", "EPOCH", "TIMELINE", "FLUSHED LSN", "STREAMING", "HOST", "DETAIL"],
         [
@@ -95,11 +112,11 @@ def status(cluster: str | None, json_output: bool) -> None:
     )
 
 
-@postgres.command()
+@postgres.command(epilog="Example: fly postgres switchover -a chat-db --target chat-db-2")
 @cluster_argument
 @click.option("--target", default="", help="The member that is to be primary; default: the most advanced.")
 @json_option
-def failover(cluster: str | None, target: str, json_output: bool) -> None:
+def switchover(cluster: str | None, target: str, json_output: bool) -> None:
     """Move the primary, planned: nothing is lost, writes pause for a moment."""
     request = postgres_pb2.FailoverRequest(cluster_name=app_name(cluster), target=target)
     with waiting("the primary hands over"):
@@ -108,6 +125,39 @@ def failover(cluster: str | None, target: str, json_output: bool) -> None:
         emit(made)
     else:
         done(f"primary is {made.primary} (epoch {made.epoch})")
+
+
+postgres.add_command(switchover, "failover")  # Fly's name for it
+
+
+@postgres.command(epilog="Example: fly postgres pause -a chat-db --reason 'moving iad to new disks'")
+@cluster_argument
+@click.option("--reason", default="", help="Shown by `status`, for whoever looks at it at night.")
+@json_option
+def pause(cluster: str | None, reason: str, json_output: bool) -> None:
+    """Hold back all that happens by itself: nobody takes over, nobody's data is replaced.
+
+    A primary that ends meanwhile stays down until `resume`.
+    """
+    request = postgres_pb2.PauseClusterRequest(cluster_name=app_name(cluster), reason=reason)
+    made = call(stub().PauseCluster, request)
+    if json_output:
+        emit(made)
+    else:
+        done(f"{request.cluster_name} is paused; nobody takes over until `fly postgres resume`")
+
+
+@postgres.command(epilog="Example: fly postgres resume -a chat-db")
+@cluster_argument
+@json_option
+def resume(cluster: str | None, json_output: bool) -> None:
+    """End a pause: what was held back happens now."""
+    request = postgres_pb2.ResumeClusterRequest(cluster_name=app_name(cluster))
+    made = call(stub().ResumeCluster, request)
+    if json_output:
+        emit(made)
+    else:
+        done(f"{request.cluster_name} takes care of itself again")
 
 
 @postgres.command(

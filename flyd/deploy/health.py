@@ -1,15 +1,20 @@
-"""Whether a machine that a deploy waits for is well, never will be, or may still become so.
+"""Whether a machine that somebody waits for is well, never will be, or may still become so.
 
-Pure; called by rollout.py. Invariants: a machine with checks is healthy only once all of
-them have passed; one without checks only once it has run SMOKE_S without ending, since
-having started says nothing. A machine that keeps ending has failed, without waiting for
-the deadline.
+Pure; called by rollout.py for deploys, drain.py for drains, readiness.py for scaling. Invariants:
+a machine with checks is healthy only once all of them have passed; one without checks only once it
+has run SMOKE_S without ending, since having started says nothing. A machine that keeps ending has
+failed, without waiting for the deadline.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+import msgspec
+
+from flyd.deploy.moves import World, find, hopeless
 from flyd.machines.summary import how_it_ended, last_known
-from flyd.model import MachineConfig, MachineState, MachineStatus
+from flyd.model import Desired, MachineConfig, MachineState, MachineStatus, Value
 
 SMOKE_S = 2.0
 """How long a machine without checks has to run before it counts as healthy."""
@@ -19,6 +24,42 @@ MAX_RESTARTS = 3
 
 MAX_FAILED_ATTEMPTS = 3
 """Failed attempts of a host to create or start a machine, after which it is given up."""
+
+
+class Verdict(StrEnum):
+    """Whether to wait for a machine any longer."""
+
+    WAITING = "waiting"
+    HEALTHY = "healthy"
+    FAILED = "failed"
+
+
+class Readiness(Value, frozen=True, kw_only=True):
+    """How far one machine is. `said`: what its host last said of it, or why it failed."""
+
+    machine_id: str
+    verdict: Verdict
+    region: str = ""
+    host: str = ""
+    said: str = ""
+
+
+def judge(machine_id: str, world: World) -> Readiness:
+    """One machine after `waited_s`; a machine that is not there has failed."""
+    machine, status = find(world, machine_id)
+    if machine is None or machine.desired is Desired.DESTROYED:
+        return Readiness(machine_id=machine_id, verdict=Verdict.FAILED, said="was destroyed by somebody else")
+    seen = Readiness(
+        machine_id=machine_id,
+        verdict=Verdict.WAITING,
+        region=machine.region,
+        host=machine.host,
+        said=last_known(status),
+    )
+    if is_healthy(machine.config, status, world.waited_s):
+        return msgspec.structs.replace(seen, verdict=Verdict.HEALTHY)
+    failed = hopeless(machine, status, world) or failure(machine.config, status)
+    return msgspec.structs.replace(seen, verdict=Verdict.FAILED, said=failed) if failed else seen
 
 
 def is_healthy(config: MachineConfig, status: MachineStatus | None, waited_s: float) -> bool:

@@ -24,7 +24,7 @@ def refuse_lost_data(
     """Raise if a machine of the run would be given an empty volume instead of one that exists."""
     free = [v for v in volumes if not v.attached_machine]
     known = [v for v in volumes if _holds_data(run, v)]
-    for slot in plan.slots(release, run.regions, tuple(machines)):
+    for slot in plan.slots(run, release, machines):
         mounts = release.config.groups[slot.group].mounts if slot.wanted else ()
         for name in [m.name for m in mounts if m.name not in _held(slot)]:
             here = next((v for v in free if (v.name, v.region) == (name, slot.region)), None)

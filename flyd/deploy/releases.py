@@ -90,6 +90,8 @@ class DeployRun(Value, frozen=True, kw_only=True):
     app: str
     version: int
     regions: tuple[str, ...]  # first is the primary region
+    previous_regions: tuple[str, ...] | None = None  # the app's before; None: an older flyd did not say
+    counts: dict[str, dict[str, int]] = {}  # the app's when the run began; flyd/deploy/counts.py
     previous_version: int = 0  # the newest complete release before this one, 0: none
     requested_by: str = ""
     state: RunState = RunState.RUNNING

@@ -72,7 +72,7 @@ async def start_deploy(
         mine = next((r for r in runs if r.id.endswith(token)), None)
         if mine is not None:
             return mine  # the answer of an attempt got lost
-        _refuse_second(app, runs)
+        refuse_second(app, runs)
         run, release = _numbered(asked, wanted, application, releases)
         machines = [decode(i.value, Machine) for i in (await kv.list(f"{keys.MACHINES}{app}/")).items]
         refuse_lost_data(run, release, machines, await list_volumes(kv, app))
@@ -102,6 +102,8 @@ def _numbered(
         id=f"{version:08d}-{asked.id}",
         version=version,
         regions=_regions(app, wanted.config, asked.regions),
+        previous_regions=app.regions,
+        counts=app.counts,
         previous_version=complete[-1] if complete else 0,
     )
     return run, msgspec.structs.replace(wanted, version=version, run_id=run.id)
@@ -119,8 +121,8 @@ def _records(
     ]
 
 
-def _refuse_second(app: str, runs: tuple[DeployRun, ...]) -> None:
-    """Raise if a run of the app is open."""
+def refuse_second(app: str, runs: tuple[DeployRun, ...]) -> None:
+    """Raise if a run of the app is open; scale.py asks too."""
     for run in runs:
         if run.state is RunState.RUNNING:
             who = run.requested_by or "somebody"

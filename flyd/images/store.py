@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import structlog
 
+from flyd.drivers.locks import Locks
 from flyd.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from flyd.images.archive import load_stream, open_archive
 from flyd.images.blobs import Blobs
@@ -48,8 +48,8 @@ class EngineImages:
         if self._tmp.exists():
             shutil.rmtree(self._tmp)
         self._tmp.mkdir(parents=True)
-        self._fetching: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._fetching = Locks()
+        self._loading = Locks()
 
     async def has(self, image_id: str) -> bool:
         """Whether the engine has the image."""
@@ -57,7 +57,7 @@ class EngineImages:
 
     async def ensure(self, image_id: str) -> ImageMove:
         """Fetch, load and mark what is missing; marks also what was here without flyd's doing."""
-        async with self._fetching[checked(image_id)]:
+        async with self._fetching.of(checked(image_id)):
             if (here := await self._take(image_id)) is not None:
                 return here
 
@@ -93,7 +93,7 @@ class EngineImages:
             moved_bytes += await asyncio.to_thread(self._blobs.append, part)
             if part.digest == image_id:
                 welcome = await asyncio.to_thread(self._welcome, image_id)
-        async with self._loading[image_id]:
+        async with self._loading.of(image_id):
             if await self._take(image_id) is None:
                 await asyncio.to_thread(self._load, image_id)
             here = await self._take(image_id)
@@ -152,7 +152,7 @@ class EngineImages:
 
     async def open(self, image_id: str, needs: Sequence[BlobNeed]) -> AsyncIterator[BlobPart]:
         """From the blobs that are here; others are first taken out of what the engine saves."""
-        async with self._loading[checked(image_id)]:
+        async with self._loading.of(checked(image_id)):
             await asyncio.to_thread(self._extract, image_id, [need.digest for need in needs])
         for need in needs:
             parts = self._blobs.read(need)
@@ -183,7 +183,7 @@ class EngineImages:
 
     async def remove(self, image_id: str) -> None:
         """Take flyd's mark away; the engine deletes what nothing else names."""
-        async with self._loading[checked(image_id)]:
+        async with self._loading.of(checked(image_id)):
             gone = await asyncio.to_thread(self._engine.remove, image_id)
         log.info("image.removed" if gone else "image.kept_in_use", image=image_id[:12])
 

@@ -8,7 +8,7 @@ Host events belong to no application: they are kept under the app name CLUSTER, 
 can have. "Lost" means that the host's flyd gave no sign of life for its lease's time; its
 machines may well run on (that is what a partition or a dead flyd looks like from here).
 
-Made by flyd/daemon.py. Decisions are the two pure functions at the top.
+Made by flyd/composition.py. Decisions are the two pure functions at the top.
 """
 
 from __future__ import annotations

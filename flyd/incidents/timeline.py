@@ -44,6 +44,10 @@ WORDS = {
     "postgres.stopped": "stopped for good",
     HOST_LOST: "is lost",
     HOST_BACK: "is back",
+    "host.moves_held": "keeps its machines for now: too many hosts are lost",
+    "machine.moved": "was placed on another host",
+    "machine.stays": "keeps what it can not give away",
+    "machine.unplaceable": "finds no host that can take it",
 }
 
 SAID_BY_WORDS = frozenset({"postgres.fenced", "postgres.elected", "postgres.promoted", "postgres.serving"})

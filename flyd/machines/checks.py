@@ -3,7 +3,8 @@
 Owns when a check counts as passing, warning (no pass yet, in its grace period) or
 critical. A first pass counts at once; losing it takes FAILURES_TO_CRITICAL failures in a
 row, so that one slow answer does not take a machine out of routing. Until the first pass,
-and while failures are being counted, probes come fast.
+and while failures are being counted, probes come fast. A check with a restart_limit condemns
+its machine once it has failed that often in a row, at its own pace, past its grace period.
 
 `judge` and friends are pure; `keep_checks` is run by host.py for each started machine and
 reports changes only. The probe itself (TCP, HTTP) is flyd/machines/probes.py.
@@ -28,6 +29,7 @@ MAX_OUTPUT = 200
 
 Probe = Callable[[Check, str], Awaitable[tuple[bool, str]]]
 Report = Callable[[CheckStatus], None]
+Condemn = Callable[[str], None]
 
 
 class NamedCheck(Value, frozen=True, kw_only=True):
@@ -45,6 +47,7 @@ class CheckState(Value, frozen=True, kw_only=True):
     output: str = "not probed yet"
     passed: bool = False  # ever, in this run of the machine
     failures: int = 0  # in a row
+    failing_since_s: float | None = None  # age of the machine at the first of them past the grace period
 
 
 def checks_of(config: MachineConfig) -> tuple[NamedCheck, ...]:
@@ -96,11 +99,27 @@ def judge(state: CheckState, check: Check, ok: bool, output: str, age_s: float) 
     if ok:
         return CheckState(status=PASSING, output=output, passed=True)
     failures = state.failures + 1
+    since_s = state.failing_since_s
+    if since_s is None and age_s >= check.grace_period_s:
+        since_s = age_s
     if not state.passed:
         status = WARNING if age_s < check.grace_period_s else CRITICAL
     else:
         status = CRITICAL if failures >= FAILURES_TO_CRITICAL else state.status
-    return CheckState(status=status, output=output, passed=state.passed, failures=failures)
+    return CheckState(
+        status=status, output=output, passed=state.passed, failures=failures, failing_since_s=since_s
+    )
+
+
+def condemns(state: CheckState, check: Check, age_s: float) -> bool:
+    """Whether the machine is to be restarted: as many failures as the limit, at the check's own interval.
+
+    Probes come faster than that while a machine starts or is in doubt; those do not count for more.
+    """
+    if not check.restart_limit or state.failing_since_s is None:
+        return False
+    enough_s = (check.restart_limit - 1) * check.interval_s
+    return state.failures >= check.restart_limit and age_s - state.failing_since_s >= enough_s
 
 
 def pause_s(state: CheckState, check: Check, age_s: float) -> float:
@@ -124,8 +143,12 @@ async def keep_checks(
     probe: Probe,
     clock: Clock,
     report: Report,
+    condemn: Condemn = lambda reason: None,
 ) -> None:
-    """Probe all checks of a machine that has just been found running, until cancelled."""
+    """Probe all checks of a machine that has just been found running, until cancelled.
+
+    `condemn` is told, perhaps again and again, why the machine is to be restarted.
+    """
     began = clock.monotonic_s()
 
     async def keep_one(named: NamedCheck) -> None:
@@ -137,6 +160,8 @@ async def keep_checks(
             after = judge(state, check, ok, output, age_s)
             if worth_reporting(state, after):
                 report(as_status(named, after, clock.wall_s()))
+            if condemns(after, check, age_s):
+                condemn(f"check {named.name} failed {check.restart_limit} times in a row: {after.output}")
             state = after
             await asyncio.sleep(pause_s(state, check, age_s))
 

@@ -1,24 +1,37 @@
 """What users and deploys ask of machines: changes of intent by compare-and-set, and waits.
 
-Owns every change of a placed machine's claim. A command only writes what is wanted; the
-machine's host does it (host.py), so a command is done as soon as etcd has it, and a wait is
-a separate thing with a deadline of its own, after which it says what was last known.
+Owns every change of a placed machine's claim (a new configuration is updates.py's). A command
+only writes what is wanted; the machine's host does it (host.py), so a command is done as soon
+as etcd has it, and a wait is a separate thing with a deadline of its own, after which it says
+what was last known.
 
 Invariant: `destroyed` is final; nothing changes a claim after it. A command repeated, or
-whose answer got lost, has the effect of one. Called by the API and by the deployer.
+whose answer got lost, has the effect of one. A command with a `nonce` (empty: the caller holds
+no lease) respects leases (leases.py); one without is flyd's own. Called by the API and by loops.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from flyd.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
+from flyd.machines import leases
 from flyd.machines.summary import last_known
-from flyd.model import Desired, Machine, MachineState, MachineStatus, Secrets, Value, decode, encode
+from flyd.model import (
+    Desired,
+    Machine,
+    MachineState,
+    MachineStatus,
+    Secrets,
+    StopConfig,
+    Value,
+    decode,
+    encode,
+)
 from flyd.ports import KV, Put, Unchanged
 from flyd.store import keys
 from flyd.store.mirror import Mirror
@@ -30,17 +43,26 @@ T = TypeVar("T", bound=Value)
 
 
 async def set_desired(
-    kv: KV, app: str, machine_id: str, desired: Desired, *, guards: Sequence[Unchanged] = ()
+    kv: KV,
+    app: str,
+    machine_id: str,
+    desired: Desired,
+    *,
+    stop: StopConfig | None = None,
+    nonce: str | None = None,
+    guards: Sequence[Unchanged] = (),
 ) -> Machine:
-    """Want the machine started, stopped or destroyed."""
+    """Want the machine started, stopped (as `stop` says, else as configured) or destroyed."""
 
     def wanted(machine: Machine) -> Machine:
-        return msgspec.structs.replace(machine, desired=desired)
+        return msgspec.structs.replace(machine, desired=desired, stop=stop)
 
-    return await _change_machine(kv, app, machine_id, wanted, guards)
+    return await _change_machine(kv, app, machine_id, wanted, guards, nonce)
 
 
-async def restart(kv: KV, app: str, machine_id: str) -> Machine:
+async def restart(
+    kv: KV, app: str, machine_id: str, *, stop: StopConfig | None = None, nonce: str | None = None
+) -> Machine:
     """Want the machine's process started afresh, also if it is stopped or has given up."""
     target: int | None = None
 
@@ -48,21 +70,45 @@ async def restart(kv: KV, app: str, machine_id: str) -> Machine:
         nonlocal target
         target = machine.restart_nonce + 1 if target is None else target
         return msgspec.structs.replace(
-            machine, desired=Desired.STARTED, restart_nonce=max(machine.restart_nonce, target)
+            machine,
+            desired=Desired.STARTED,
+            restart_nonce=max(machine.restart_nonce, target),
+            stop=stop,
         )
 
-    return await _change_machine(kv, app, machine_id, wanted, ())
+    return await _change_machine(kv, app, machine_id, wanted, (), nonce)
 
 
 async def set_cordoned(
-    kv: KV, app: str, machine_id: str, cordoned: bool, *, guards: Sequence[Unchanged] = ()
+    kv: KV,
+    app: str,
+    machine_id: str,
+    cordoned: bool,
+    *,
+    nonce: str | None = None,
+    guards: Sequence[Unchanged] = (),
 ) -> Machine:
     """Keep the machine out of routing, or let it back in."""
 
     def wanted(machine: Machine) -> Machine:
         return msgspec.structs.replace(machine, cordoned=cordoned)
 
-    return await _change_machine(kv, app, machine_id, wanted, guards)
+    return await _change_machine(kv, app, machine_id, wanted, guards, nonce)
+
+
+async def set_metadata(
+    kv: KV, app: str, machine_id: str, key: str, value: str | None, *, nonce: str | None = None
+) -> Machine:
+    """Set one key of the machine's metadata; None removes it. The version stays the same."""
+
+    def wanted(machine: Machine) -> Machine:
+        metadata = {k: v for k, v in machine.config.metadata.items() if k != key}
+        if value is not None:
+            metadata[key] = value
+        config = msgspec.structs.replace(machine.config, metadata=metadata)
+        return msgspec.structs.replace(machine, config=config)
+
+    return await _change_machine(kv, app, machine_id, wanted, (), nonce)
 
 
 async def set_secrets(kv: KV, app: str, values: Mapping[str, str]) -> tuple[str, ...]:
@@ -75,20 +121,24 @@ async def set_secrets(kv: KV, app: str, values: Mapping[str, str]) -> tuple[str,
         both = {**secrets.values, **values}
         return Secrets(app=app, values={name: value for name, value in both.items() if value})
 
-    changed = await _compare_and_set(kv, keys.secrets(app), Secrets, Secrets(app=app), merged, ())
+    changed = await _compare_and_set(kv, keys.secrets(app), Secrets, Secrets(app=app), merged)
     return tuple(sorted(changed.values))
 
 
 async def wait_state(
-    mirror: Mirror, machine: Machine, state: MachineState, timeout_s: float
+    mirror: Mirror, machine: Machine, state: MachineState, timeout_s: float, *, instance_id: str = ""
 ) -> MachineStatus:
-    """Return once the machine's host says that it is in `state`; Unavailable past the deadline."""
+    """Return once the machine's host says that it is in `state`; Unavailable past the deadline.
+
+    With `instance_id` only the state of that version counts.
+    """
 
     def reached() -> MachineStatus | None:
         if mirror.get(keys.machine(machine.app, machine.id), Machine) is None:
             raise NotFound(f"machine {machine.id} of app {machine.app} was destroyed while waiting for it")
         status = _status(mirror, machine)
-        return status if status is not None and status.state is state else None
+        fits = status is not None and instance_id in ("", status.instance_id)
+        return status if status is not None and fits and status.state is state else None
 
     return await _wait(mirror, machine, reached, f"did not become {state.value}", timeout_s)
 
@@ -140,7 +190,12 @@ def _status(mirror: Mirror, machine: Machine) -> MachineStatus | None:
 
 
 async def _change_machine(
-    kv: KV, app: str, machine_id: str, change: Callable[[Machine], Machine], guards: Sequence[Unchanged]
+    kv: KV,
+    app: str,
+    machine_id: str,
+    change: Callable[[Machine], Machine],
+    guards: Sequence[Unchanged],
+    nonce: str | None,
 ) -> Machine:
     def checked(machine: Machine) -> Machine:
         changed = change(machine)
@@ -151,7 +206,14 @@ async def _change_machine(
             )
         return changed
 
-    return await _compare_and_set(kv, keys.machine(app, machine_id), Machine, None, checked, guards)
+    async def guards_now() -> Sequence[Unchanged]:
+        return guards if nonce is None else (*guards, await leases.guard(kv, app, machine_id, nonce))
+
+    return await _compare_and_set(kv, keys.machine(app, machine_id), Machine, None, checked, guards_now)
+
+
+async def _no_guards() -> Sequence[Unchanged]:
+    return ()
 
 
 async def _compare_and_set(
@@ -160,9 +222,12 @@ async def _compare_and_set(
     kind: type[T],
     absent: T | None,
     change: Callable[[T], T],
-    guards: Sequence[Unchanged],
+    guards: Callable[[], Awaitable[Sequence[Unchanged]]] = _no_guards,
 ) -> T:
-    """Read, change, write back if nobody else did; `absent` stands in for a key that is not there."""
+    """Read, change, write back if nobody else did; `absent` stands in for a key that is not there.
+
+    `guards` are the compares of one attempt, as of now; what they raise ends the command.
+    """
     for _ in range(COMMAND_ATTEMPTS):
         record = await kv.get(key)
         if record is None and absent is None:
@@ -171,12 +236,13 @@ async def _compare_and_set(
             )
         before = decode(record.value, kind) if record is not None else absent
         assert before is not None
+        held = await guards()
         after = change(before)
         if record is not None and after == before:
             return after
         compare = Unchanged(key, record.mod_revision if record is not None else 0)
         try:
-            result = await kv.txn((*guards, compare), (Put(key, encode(after)),))
+            result = await kv.txn((*held, compare), (Put(key, encode(after)),))
         except OutcomeUnknown:
             continue  # the change repeated is no change
         if result.succeeded:

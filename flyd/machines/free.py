@@ -12,6 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from flyd.errors import Conflict
+from flyd.machines.leases import lease_key
 from flyd.model import Desired, Machine, MachineStatus, Reservations, Volume, decode, encode
 from flyd.ports import KV, Delete, Put, Unchanged
 from flyd.store import keys
@@ -41,7 +42,7 @@ async def _try_free(kv: KV, host: str, ours: Machine) -> bool:
         return True  # given to this host again: its place is still needed
     await _free_reservation(kv, host, ours.id, compares, effects)
     if claim is None or claim.host == host:
-        effects.append(Delete(claim_key))
+        effects += [Delete(claim_key), Delete(lease_key(ours.app, ours.id))]
         await _free_status(kv, host, ours, compares, effects)
         await _free_volumes(kv, claim or ours, compares, effects)
     return (await kv.txn(compares, effects)).succeeded if effects else True

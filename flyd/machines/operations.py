@@ -1,6 +1,6 @@
 """The operations on a machine, as tables of steps, and the executor that walks them.
 
-Owns CREATE, START, STOP, RESTART and DESTROY: which steps, in which order, what each does
+Owns CREATE, START, STOP, RESTART, RECYCLE, UPDATE and DESTROY: which steps, in which order, what each does
 and undoes on the ports; and `Records`, this host's durable memory of its machines.
 Invariants:
 
@@ -26,9 +26,10 @@ import msgspec
 
 from flyd.errors import FlydError, InvariantBroken, NotFound, Refused
 from flyd.machines import decide
-from flyd.machines.decide import CREATE, DESTROY, RESTART, START, STOP, Record
+from flyd.machines.decide import CREATE, DESTROY, RECYCLE, RESTART, START, STOP, UPDATE, Record
 from flyd.machines.environment import Assignment, machine_spec, source_digest
 from flyd.machines.free import free
+from flyd.machines.halts import Halts
 from flyd.machines.saga import (
     BEGIN,
     DONE,
@@ -51,6 +52,7 @@ SOURCE = Step(name="source")
 VOLUMES = Step(name="volumes", undoable=True)
 KEPT_VOLUMES = Step(name="volumes")  # START: the machine holds them already, a failure leaves them
 MAKE = Step(name="make", undoable=True)
+REMAKE = Step(name="make")  # UPDATE: what a failure leaves is made anew by the next attempt
 RUN = Step(name="run", undoable=True)
 HALT = Step(name="halt")
 REMOVE = Step(name="remove")
@@ -62,6 +64,10 @@ OPERATIONS: dict[str, Operation] = {
     START: Operation(name=START, steps=(SOURCE, KEPT_VOLUMES, RUN)),
     STOP: Operation(name=STOP, steps=(HALT,)),
     RESTART: Operation(name=RESTART, steps=(HALT, SOURCE, KEPT_VOLUMES, RUN)),
+    # An unhealthy machine is only ended here: its restart policy says what follows (host.py).
+    RECYCLE: Operation(name=RECYCLE, steps=(HALT,)),
+    # The old version runs on while the new one's image or source is fetched.
+    UPDATE: Operation(name=UPDATE, steps=(SOURCE, HALT, KEPT_VOLUMES, REMAKE)),
     DESTROY: Operation(name=DESTROY, steps=(HALT, REMOVE, RELEASE, FREE)),
 }
 
@@ -72,14 +78,27 @@ ENTERS: dict[tuple[str, str], Trigger] = {
     (STOP, HALT.name): Trigger.STOP,
     (RESTART, HALT.name): Trigger.RESTART,
     (RESTART, SOURCE.name): Trigger.START,
+    (RECYCLE, HALT.name): Trigger.RESTART,
+    (UPDATE, SOURCE.name): Trigger.UPDATE,
     (DESTROY, HALT.name): Trigger.DESTROY,
 }
 
-EVENT_TYPES = {CREATE: "launch", START: "start", STOP: "stop", RESTART: "restart", DESTROY: "destroy"}
+EVENT_TYPES = {
+    CREATE: "launch",
+    START: "start",
+    STOP: "stop",
+    RESTART: "restart",
+    RECYCLE: "unhealthy",
+    UPDATE: "update",
+    DESTROY: "destroy",
+}
+
+ENDING = (STOP, RECYCLE, DESTROY)  # operations after which nothing runs
 
 RECORDS = "machines/"
 CREATED_VOLUMES = "volumes/"
 RUN_ID_BYTES = 8
+SICK_STOP_S = 30.0  # the longest that a machine which a check condemned may take to end
 
 
 class Job(Value, frozen=True, kw_only=True):
@@ -131,6 +150,7 @@ class Tools:
     sources: SourceStore
     clock: Clock
     records: Records
+    halts: Halts
     images: ImageStore | None = None  # None: this host's driver runs no containers
 
 
@@ -139,6 +159,7 @@ class Task:
     """One run as its steps see it; `facts` holds what the done steps reported."""
 
     tools: Tools
+    operation: str
     assignment: Assignment
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -206,14 +227,18 @@ async def _make(task: Task) -> Facts:
 
 
 async def _run(task: Task) -> Facts:
-    observed = await task.tools.driver.start(task.spec())
+    driver, spec = task.tools.driver, task.spec()
+    try:
+        observed = await driver.start(spec)
+    except NotFound:  # made, and lost: a power cut takes what the driver had not synced to the disk yet
+        await driver.create(spec)
+        observed = await driver.start(spec)
     return {"observed": msgspec.to_builtins(observed)}
 
 
 async def _halt(task: Task) -> Facts:
-    stop = task.assignment.claim.config.stop
-    timeout_s = min(stop.timeout_s, MAX_STOP_TIMEOUT_S)
-    exit = await task.tools.driver.stop(task.machine_id, stop.signal, timeout_s)
+    most_s = SICK_STOP_S if task.operation == RECYCLE else MAX_STOP_TIMEOUT_S
+    exit = await task.tools.halts.halt(task.assignment.claim, most_s)
     return {"exit": msgspec.to_builtins(exit)} if exit is not None else {}
 
 
@@ -256,6 +281,25 @@ def job_of(run_log: RunLog, run_id: str) -> Job:
     return msgspec.convert(run_log.events(run_id)[0].data, Job)
 
 
+def abandon(tools: Tools, run_id: str, reason: str) -> None:
+    """Let a run that would leave a machine running fail at its next step: it is undone, not finished.
+
+    For a run that an earlier flyd left open, of a machine that is no longer this host's.
+    """
+    job, events = job_of(tools.run_log, run_id), tools.run_log.events(run_id)
+    if job.operation in ENDING:
+        return
+    match next_action(OPERATIONS[job.operation], events):
+        case Do(step=step):
+            _enter(Task(tools, job.operation, job.assignment), run_id, job.operation, step.name)
+            failed = RunEvent(
+                run_id=run_id, sequence=len(events), kind=FAILED, step=step.name, data={"error": reason}
+            )
+            tools.run_log.append(failed)
+        case _:
+            return
+
+
 async def execute(tools: Tools, run_id: str) -> None:
     """Walk a run from where its log stands to its end.
 
@@ -269,7 +313,7 @@ async def execute(tools: Tools, run_id: str) -> None:
     while True:
         events = tools.run_log.events(run_id)
         facts = {name: fact for e in events if e.kind == DONE for name, fact in e.data.items()}
-        task = Task(tools, job.assignment, facts)
+        task = Task(tools, job.operation, job.assignment, facts)
         match next_action(operation, events):
             case Do(step=step):
                 _enter(task, run_id, job.operation, step.name)
@@ -299,14 +343,15 @@ def _enter(task: Task, run_id: str, operation: str, step: str) -> None:
     if record is None:
         changed = decide.taken_on(task.assignment, trigger)
     else:
-        changed = decide.entered(record, task.assignment, trigger)
+        changed = decide.entered(record, task.assignment, trigger, task.tools.clock.wall_s())
     task.tools.records.put(task.machine_id, msgspec.structs.replace(changed, mark=mark))
 
 
 async def _attempt(task: Task, step: str) -> tuple[str, Facts]:
-    """Do a step within the deadline of the machine's state."""
+    """Do a step within the deadline of the machine's state; HALT has one of its own."""
     record = task.tools.records.get(task.machine_id)
-    deadline_s, _ = DEADLINES_S[record.state] if record else (MAX_STOP_TIMEOUT_S, None)
+    bounded = record is not None and step != HALT.name
+    deadline_s = DEADLINES_S[record.state][0] if record is not None and bounded else None
     try:
         async with asyncio.timeout(deadline_s):
             return DONE, await DO[step](task)
@@ -316,7 +361,7 @@ async def _attempt(task: Task, step: str) -> tuple[str, Facts]:
         hint = f" ({error.hint})" if error.hint else ""
         return FAILED, {"error": f"{step}: {error.message}{hint}"}
     except TimeoutError:
-        return FAILED, {"error": f"{step}: not done within {deadline_s:g} s"}
+        return FAILED, {"error": f"{step}: not done within {deadline_s or 0:g} s"}
     except OSError as error:
         return FAILED, {"error": f"{step}: {error}"}
 
@@ -335,7 +380,9 @@ def _settle(task: Task, run_id: str, operation: str, ok: bool, error: str) -> No
     event = MachineEvent(
         type=EVENT_TYPES[operation], status="", at_s=task.tools.clock.wall_s(), source="flyd", exit=exit
     )
-    if ok:
+    if ok and operation == RECYCLE:
+        changed = decide.recycled(record, event)
+    elif ok:
         seen = task.facts.get("observed")
         observed = msgspec.convert(seen, Observed) if seen is not None else None
         changed = decide.succeeded(record, operation, observed, event)

@@ -2,7 +2,7 @@
 
 Owns which change is legal, how long a state that should pass may last, and the diagram
 in docs/machines.md (generated from the table, so it can not lie). After Fly's table, without
-suspend and update: a deploy makes new machines. `None` is "not known on this host yet".
+suspend (no driver here keeps a machine's memory). `None` is "not known on this host yet".
 
 A missing key is a typed error: `Conflict` where somebody asked for it, `InvariantBroken`
 where our own report does not fit. Called by operations.py and host.py. Decides nothing
@@ -24,13 +24,16 @@ class Trigger(StrEnum):
     START = "start"
     STOP = "stop"
     RESTART = "restart"
+    UPDATE = "update"
     DESTROY = "destroy"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     EXITED = "exited"  # the process ended and policy says that it stays so
 
 
-REQUESTS = frozenset({Trigger.CREATE, Trigger.START, Trigger.STOP, Trigger.RESTART, Trigger.DESTROY})
+REQUESTS = frozenset(
+    {Trigger.CREATE, Trigger.START, Trigger.STOP, Trigger.RESTART, Trigger.UPDATE, Trigger.DESTROY}
+)
 
 TRANSITIONS: dict[tuple[S | None, Trigger], S] = {
     (None, Trigger.CREATE): S.CREATED,
@@ -39,42 +42,52 @@ TRANSITIONS: dict[tuple[S | None, Trigger], S] = {
     (S.CREATED, Trigger.FAILED): S.FAILED,
     (S.CREATED, Trigger.START): S.STARTING,
     (S.CREATED, Trigger.STOP): S.STOPPING,
+    (S.CREATED, Trigger.UPDATE): S.REPLACING,
     (S.CREATED, Trigger.DESTROY): S.DESTROYING,
     (S.STARTING, Trigger.SUCCEEDED): S.STARTED,
     (S.STARTING, Trigger.FAILED): S.FAILED,
     (S.STARTED, Trigger.STOP): S.STOPPING,
     (S.STARTED, Trigger.RESTART): S.RESTARTING,
     (S.STARTED, Trigger.EXITED): S.STOPPED,
+    (S.STARTED, Trigger.UPDATE): S.REPLACING,
     (S.STARTED, Trigger.DESTROY): S.DESTROYING,
     (S.RESTARTING, Trigger.START): S.STARTING,
     (S.RESTARTING, Trigger.FAILED): S.FAILED,
+    (S.RESTARTING, Trigger.EXITED): S.STOPPED,
     (S.RESTARTING, Trigger.STOP): S.STOPPING,
+    (S.RESTARTING, Trigger.UPDATE): S.REPLACING,
     (S.RESTARTING, Trigger.DESTROY): S.DESTROYING,
+    (S.REPLACING, Trigger.SUCCEEDED): S.STOPPED,
+    (S.REPLACING, Trigger.FAILED): S.FAILED,
     (S.STOPPING, Trigger.SUCCEEDED): S.STOPPED,
     (S.STOPPING, Trigger.FAILED): S.FAILED,
     (S.STOPPED, Trigger.START): S.STARTING,
     (S.STOPPED, Trigger.STOP): S.STOPPING,
+    (S.STOPPED, Trigger.UPDATE): S.REPLACING,
     (S.STOPPED, Trigger.DESTROY): S.DESTROYING,
     (S.FAILED, Trigger.CREATE): S.CREATED,
     (S.FAILED, Trigger.START): S.STARTING,
     (S.FAILED, Trigger.STOP): S.STOPPING,
+    (S.FAILED, Trigger.UPDATE): S.REPLACING,
     (S.FAILED, Trigger.DESTROY): S.DESTROYING,
     (S.DESTROYING, Trigger.SUCCEEDED): S.DESTROYED,
     (S.DESTROYING, Trigger.FAILED): S.FAILED,
 }
 
-MAX_STOP_TIMEOUT_S = 300.0
+MAX_STOP_TIMEOUT_S = 86_400.0
 STOP_MARGIN_S = 30.0
 
 # How long one step may take while the machine is in a passing state, and what is then reported.
-# RESTARTING also covers the back-off before a restart by policy, which has its own bound
-# (restart.BACKOFF_MAX_S); CREATED is passing only while its CREATE runs.
+# The step that stops a machine has the machine's own stop timeout and STOP_MARGIN_S instead
+# (halts.py). RESTARTING also covers the back-off before a restart by policy, which has its own
+# bound (restart.BACKOFF_MAX_S); CREATED is passing only while its CREATE runs.
 DEADLINES_S: dict[S, tuple[float, Trigger]] = {
     S.CREATED: (300.0, Trigger.FAILED),  # fetching a source tree from another host
     S.STARTING: (60.0, Trigger.FAILED),
-    S.STOPPING: (MAX_STOP_TIMEOUT_S + STOP_MARGIN_S, Trigger.FAILED),
-    S.RESTARTING: (MAX_STOP_TIMEOUT_S + STOP_MARGIN_S, Trigger.FAILED),
-    S.DESTROYING: (MAX_STOP_TIMEOUT_S + STOP_MARGIN_S, Trigger.FAILED),
+    S.STOPPING: (60.0, Trigger.FAILED),
+    S.RESTARTING: (60.0, Trigger.FAILED),
+    S.REPLACING: (300.0, Trigger.FAILED),  # as CREATED
+    S.DESTROYING: (300.0, Trigger.FAILED),  # removing a large file system
 }
 
 

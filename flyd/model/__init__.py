@@ -10,6 +10,7 @@ Field names and meanings follow Fly's Machines API where there is one.
 
 from flyd.model.cluster import App, AppKind, Event, Host, Reservations, Resources, Secrets, Volume
 from flyd.model.config import (
+    OWN_IMAGE,
     Check,
     Concurrency,
     Guest,
@@ -20,6 +21,7 @@ from flyd.model.config import (
     ServicePort,
     StopConfig,
 )
+from flyd.model.identity import Authorities, Authority, Founding, JoinToken, Membership
 from flyd.model.image import BlobNeed, BlobPart, HeldImage, ImageMove, ImagePlan
 from flyd.model.machine import (
     MAX_EVENTS,
@@ -41,8 +43,11 @@ from flyd.model.value import Value, decode, encode
 
 __all__ = [
     "MAX_EVENTS",
+    "OWN_IMAGE",
     "App",
     "AppKind",
+    "Authorities",
+    "Authority",
     "BlobNeed",
     "BlobPart",
     "Check",
@@ -52,11 +57,13 @@ __all__ = [
     "Event",
     "ExecOutput",
     "ExitStatus",
+    "Founding",
     "Guest",
     "HeldImage",
     "Host",
     "ImageMove",
     "ImagePlan",
+    "JoinToken",
     "LogLine",
     "Machine",
     "MachineConfig",
@@ -64,6 +71,7 @@ __all__ = [
     "MachineSpec",
     "MachineState",
     "MachineStatus",
+    "Membership",
     "Mount",
     "Observed",
     "PostgresLeader",

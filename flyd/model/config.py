@@ -48,6 +48,7 @@ class Check(Value, frozen=True, kw_only=True):
     path: str = "/"
     protocol: str = "http"
     headers: dict[str, str] = {}
+    restart_limit: int = 0  # failures in a row after which the machine is restarted; 0: never
 
 
 class ServicePort(Value, frozen=True, kw_only=True):
@@ -76,6 +77,10 @@ class Service(Value, frozen=True, kw_only=True):
     concurrency: Concurrency = Concurrency()
 
 
+OWN_IMAGE = "host:"
+"""The image of flyd's own programs: they run from the host's installation, and may speak to etcd."""
+
+
 class MachineConfig(Value, frozen=True, kw_only=True):
     """What a machine is to be: what it runs, with which size, services and volumes."""
 
@@ -90,4 +95,6 @@ class MachineConfig(Value, frozen=True, kw_only=True):
     stop: StopConfig = StopConfig()
     metadata: dict[str, str] = {}
     auto_destroy: bool = False  # destroyed by its host once its process has ended for good
+    schedule: str = ""  # how often it is started once it has ended (flyd/machines/schedule.py)
     process_group: str = "app"
+    host_labels: dict[str, str] = {}  # what its host's labels must say

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from flyd.model.config import Guest, MachineConfig
+from flyd.model.config import Guest, MachineConfig, StopConfig
 from flyd.model.value import Value
 
 
@@ -26,6 +26,7 @@ class MachineState(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     RESTARTING = "restarting"
+    REPLACING = "replacing"  # by a newer version of its configuration
     FAILED = "failed"
     DESTROYING = "destroying"
     DESTROYED = "destroyed"
@@ -52,6 +53,8 @@ class Machine(Value, frozen=True, kw_only=True):
     cordoned: bool = False  # kept out of routing
     created_at_s: float = 0.0
     restart_nonce: int = 0  # grows with each requested restart
+    starts_at_s: float = 0.0  # its schedule's next start, if it came to its host at rest
+    stop: StopConfig | None = None  # how the newest stop or restart was asked for; None: as `config` says
 
 
 class ExitStatus(Value, frozen=True, kw_only=True):
@@ -100,6 +103,9 @@ class MachineStatus(Value, frozen=True, kw_only=True):
     restarts: int = 0
     detail: str = ""
     events: tuple[MachineEvent, ...] = ()  # newest last, at most MAX_EVENTS
+    recent_exits: int = 0  # failures within the restart window, as of the last one
+    retry_at_s: float = 0.0  # when it is started again, by its host's clock; 0: nothing waits
+    next_start_s: float = 0.0  # by its schedule, should it have ended by then; 0: no schedule
 
     def healthy(self) -> bool:
         """Started, and no check critical or still in grace."""
@@ -140,6 +146,24 @@ class Observed(Value, frozen=True, kw_only=True):
     pid: int = 0
     started_at_s: float = 0.0
     exit: ExitStatus | None = None  # of the last run, if it has ended
+
+
+class ListenSocket(Value, frozen=True, kw_only=True):
+    """A TCP or UDP socket that a machine's process receives on."""
+
+    protocol: str  # tcp, tcp6, udp, udp6
+    address: str
+    port: int
+
+
+class Process(Value, frozen=True, kw_only=True):
+    """One process of a machine, as the host's kernel shows it."""
+
+    pid: int  # on the host
+    command: str
+    memory_kb: int = 0  # resident
+    cpu_s: float = 0.0  # used since its start
+    listens: tuple[ListenSocket, ...] = ()
 
 
 class ExecOutput(Value, frozen=True, kw_only=True):

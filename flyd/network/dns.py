@@ -37,6 +37,7 @@ import structlog
 from flyd.errors import Refused, Unavailable
 from flyd.model import App, AppKind, Host, Machine, MachineStatus, PostgresLeader, Value
 from flyd.network.addresses import subnet
+from flyd.network.expelled import expelled_hosts, read_memberships
 from flyd.network.names import (
     FLYCAST,
     INTERNAL,
@@ -55,7 +56,7 @@ from flyd.store.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
-PREFIXES = (keys.HOSTS, keys.ALIVE, keys.APPS, keys.MACHINES, keys.STATUS, keys.PG)
+PREFIXES = (keys.HOSTS, keys.MEMBERSHIPS, keys.ALIVE, keys.APPS, keys.MACHINES, keys.STATUS, keys.PG)
 """What the mirror must hold for `DnsServer`."""
 
 PORT = 53
@@ -109,6 +110,7 @@ def read_names(host: Host, mirror: Mirror) -> NamesView:
         machines=[v.value for v in mirror.list(keys.MACHINES, Machine)],
         statuses=[v.value for v in mirror.list(keys.STATUS, MachineStatus)],
         leaders=[leader.value for leader in leaders if leader is not None],
+        expelled=expelled_hosts(host.name, read_memberships(mirror)),
     )
 
 
@@ -365,8 +367,8 @@ def _refusal(query: dns.message.QueryMessage, code: dns.rcode.Rcode) -> dns.mess
 
 
 def _rrset(name: dns.name.Name, kind: RecordType, records: tuple[str, ...]) -> dns.rrset.RRset:
-    if kind is RecordType.A:
-        return dns.rrset.from_text_list(name, TTL_S, "IN", "A", records)
+    if kind in (RecordType.A, RecordType.AAAA):
+        return dns.rrset.from_text_list(name, TTL_S, "IN", kind.value, records)
     texts = (
         dns.rdtypes.ANY.TXT.TXT(dns.rdataclass.IN, dns.rdatatype.TXT, _strings(record)) for record in records
     )

@@ -16,13 +16,14 @@ import structlog
 
 from flyd.errors import Unavailable
 from flyd.model import Host
+from flyd.network.expelled import expelled_hosts, read_memberships
 from flyd.network.mesh_plan import MeshChanges, MeshMode, MeshPlan, MeshState, Route, changes, mesh_plan
 from flyd.store import keys
 from flyd.store.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
-PREFIXES = (keys.HOSTS,)
+PREFIXES = (keys.HOSTS, keys.MEMBERSHIPS)
 """What the mirror must hold for `keep_mesh`."""
 
 COALESCE_S = 0.1  # one cut is reported in many lines
@@ -60,7 +61,7 @@ async def keep_mesh(host: Host, mirror: Mirror, link: MeshLink, mode: MeshMode) 
     await mirror.wait_synced()
     wake = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(_watch_hosts(mirror, wake), name="mesh hosts")
+        group.create_task(_watch_hosts(host, mirror, wake), name="mesh hosts")
         group.create_task(_watch_link(link, wake), name="mesh link")
         await _keep_applied(host, mirror, link, mode, wake)
 
@@ -73,10 +74,10 @@ async def _keep_applied(
     retry_s = RETRY_MIN_S
     while True:
         wake.clear()
-        hosts = _hosts(mirror)
+        hosts, expelled = _known(host, mirror)
         try:
             mtu = await link.underlay_mtu(_endpoints(host, hosts)) or mtu
-            plan = mesh_plan(host, hosts, mode, mtu)
+            plan = mesh_plan(host, hosts, mode, mtu, expelled)
             if plan.left_out != left_out:
                 left_out = plan.left_out
                 log.warning("mesh.hosts_left_out", host=host.name, reasons=left_out)
@@ -110,23 +111,25 @@ async def _apply(host: Host, link: MeshLink, plan: MeshPlan) -> None:
     )
 
 
-def _hosts(mirror: Mirror) -> list[Host]:
-    return [v.value for v in mirror.list(keys.HOSTS, Host)]
+def _known(host: Host, mirror: Mirror) -> tuple[list[Host], tuple[str, ...]]:
+    """All hosts, and the names of those that were expelled."""
+    hosts = [v.value for v in mirror.list(keys.HOSTS, Host)]
+    return hosts, expelled_hosts(host.name, read_memberships(mirror))
 
 
 def _endpoints(host: Host, hosts: list[Host]) -> list[str]:
     return [h.wg_endpoint for h in hosts if h.wg_endpoint and h.name != host.name]
 
 
-async def _watch_hosts(mirror: Mirror, wake: asyncio.Event) -> None:
+async def _watch_hosts(host: Host, mirror: Mirror, wake: asyncio.Event) -> None:
     """Other keys of the mirror change all the time; only hosts matter here."""
     seen = 0  # not the version now: the loop may have looked before it
-    known: list[Host] = []
+    known: tuple[list[Host], tuple[str, ...]] = ([], ())
     while True:
         seen = await mirror.wait_change(seen)
-        hosts = _hosts(mirror)
-        if hosts != known:
-            known = hosts
+        now = _known(host, mirror)
+        if now != known:
+            known = now
             wake.set()
 
 

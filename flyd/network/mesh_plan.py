@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Address, ip_address
 
 from flyd.model import Host, Value
-from flyd.network.addresses import gateway, subnet
+from flyd.network.addresses import beneath, gateway, subnet, subnet6
 
 KEY_BYTES = 32
 WIREGUARD_OVERHEAD_BYTES = 80  # outer IPv6 40, UDP 8, WireGuard 32
@@ -87,20 +87,22 @@ class MeshChanges(Value, frozen=True, kw_only=True):
         return self != MeshChanges()
 
 
-def mesh_plan(me: Host, hosts: Iterable[Host], mode: MeshMode, underlay_mtu: int) -> MeshPlan:
-    """The plan of `me` among `hosts` (which may contain `me`)."""
+def mesh_plan(
+    me: Host, hosts: Iterable[Host], mode: MeshMode, underlay_mtu: int, expelled: Sequence[str] = ()
+) -> MeshPlan:
+    """The plan of `me` among `hosts` (which may contain `me`); `expelled` are names of hosts."""
     taken = {me.name: me}
     reached: list[tuple[Host, tuple[str, ...]]] = []
     left_out: dict[str, str] = {}
     for host in sorted(hosts, key=lambda h: h.name):
         if host.name == me.name:
             continue
-        reason = _obstacle(host, taken, mode)
+        reason = "it was expelled" if host.name in expelled else _obstacle(host, taken, mode)
         if reason:
             left_out[host.name] = reason
             continue
         taken[host.name] = host
-        reached.append((host, _own_networks(host, mode)))
+        reached.append((host, _own_networks(host, mode, me)))
     if mode is MeshMode.ROUTES:
         routes = [Route(destination=n, via=h.address) for h, networks in reached for n in networks]
         return MeshPlan(mode=mode, routes=_sorted(routes), left_out=left_out)
@@ -155,13 +157,20 @@ def _obstacle(host: Host, taken: dict[str, Host], mode: MeshMode) -> str:
     return "" if _is_endpoint(host.wg_endpoint) else f"its endpoint {host.wg_endpoint!r} is no ip:port"
 
 
-def _own_networks(host: Host, mode: MeshMode) -> tuple[str, ...]:
-    """The host's subnet, and its own address where that is neither in it nor beneath the tunnel."""
-    own = str(subnet(host))
-    beneath = host.wg_endpoint.rpartition(":")[0].strip("[]")
-    if mode is MeshMode.ROUTES or _inside(host) or host.address == beneath:
-        return (own,)
-    return tuple(sorted((own, f"{host.address}/32")))
+def _own_networks(host: Host, mode: MeshMode, me: Host) -> tuple[str, ...]:
+    """The host's subnets, and its own address where that is neither in them nor beneath the tunnel.
+
+    IPv6 goes through tunnels only: the network between hosts, which `routes` uses, may have none.
+    """
+    own = [str(subnet(host))]
+    if mode is MeshMode.ROUTES:
+        return tuple(own)
+    six = subnet6(host)
+    if six is not None and subnet6(me) is not None:
+        own.append(str(six))
+    if not _inside(host) and not beneath(host):
+        own.append(f"{host.address}/32")
+    return tuple(sorted(own))
 
 
 def _inside(host: Host) -> bool:

@@ -17,9 +17,11 @@ Rules:
   is not asked: that is the edge's matter.
 - Machines of hosts without a sign of life are left out while any other is left to answer. (Where
   they are all there is they are answered: a host whose flyd is away runs on.)
+- Machines of hosts that were expelled are no longer named.
 - A machine sees the apps of its own network only. Whoever is no machine (the host itself) sees all.
-- A name that is ours and has nothing of the asked type is answered empty, never forwarded. Machines
-  have IPv4 addresses only, so AAAA is always answered empty.
+- A name that is ours and has nothing of the asked type is answered empty, never forwarded.
+- AAAA means the same machines as A, of those hosts whose machines have IPv6 addresses that all others
+  reach: with machines in containers, and a tunnel. A host's own address (endpoints, flycast) is IPv4.
 
 Called by flyd/network/dns.py, once a question. Knows nothing of packets.
 """
@@ -40,6 +42,7 @@ from flyd.model import (
     PostgresLeader,
     Value,
 )
+from flyd.network.addresses import address6, subnet6
 from flyd.network.regions import REGIONS, nearest_first
 
 INTERNAL = "internal"
@@ -97,6 +100,7 @@ class NamesView(Value, frozen=True, kw_only=True):
     machines: dict[str, tuple[Placed, ...]] = {}  # by app
     leaders: dict[str, PostgresLeader] = {}  # by app
     networks: dict[str, str] = {}  # the network of each machine's address
+    six: dict[str, str] = {}  # the IPv6 address of each machine's address, where it has one
 
 
 class _Named(Value, frozen=True, kw_only=True):
@@ -115,12 +119,17 @@ def names_view(
     machines: Iterable[Machine],
     statuses: Iterable[MachineStatus],
     leaders: Iterable[PostgresLeader],
+    expelled: Sequence[str] = (),
 ) -> NamesView:
-    """The view of `host`, sorted once for all questions."""
-    known = [m for m in machines if m.desired is not Desired.DESTROYED]
+    """The view of `host`, sorted once for all questions; `expelled` are names of hosts."""
+    existing = [m for m in machines if m.desired is not Desired.DESTROYED]
+    known = [m for m in existing if m.host not in expelled]
+    gone = [m.private_ip for m in existing if m.host in expelled]
     rank = {region: n for n, region in enumerate(nearest_first(host.region, (m.region for m in known)))}
     living = frozenset((host.name, *alive))
     by_id = {s.id: s for s in statuses}
+    all_hosts = {h.name: h for h in (*hosts, host)}
+    tunnelled = frozenset(h.name for h in all_hosts.values() if h.wg_public_key and subnet6(h) is not None)
     by_name = {a.name: a for a in apps}
     grouped: dict[str, list[Placed]] = {}
     for machine in sorted(known, key=lambda m: (rank[m.region], m.host != host.name, m.id)):
@@ -132,11 +141,12 @@ def names_view(
         grouped.setdefault(machine.app, []).append(placed)
     return NamesView(
         host=host,
-        regions=tuple(sorted(h.region for h in hosts)),
+        regions=tuple(sorted(h.region for h in all_hosts.values() if h.name not in expelled)),
         apps=by_name,
         machines={app: tuple(group) for app, group in grouped.items()},
-        leaders={leader.cluster: leader for leader in leaders},
+        leaders={leader.cluster: leader for leader in leaders if _ip(leader) not in gone},
         networks={m.private_ip: by_name[m.app].network for m in known if m.app in by_name},
+        six={m.private_ip: address6(m.private_ip) for m in known if m.host in tunnelled},
     )
 
 
@@ -163,6 +173,8 @@ def answer(question: Question, view: NamesView) -> Answer:
     records: tuple[str, ...] = ()
     if question.type is RecordType.A:
         records = found.addresses
+    elif question.type is RecordType.AAAA:
+        records = tuple(view.six[a] for a in found.addresses if a in view.six)
     elif question.type is RecordType.TXT and found.text is not None:
         records = (found.text,)
     return Answer(outcome=Outcome.FOUND, records=records)
@@ -267,12 +279,16 @@ def _metadata(view: NamesView, app: App, placed: Sequence[Placed], key: str, val
 def _postgres_role(view: NamesView, app: App, placed: Sequence[Placed], role: str) -> _Named:
     """By who leads now, whether or not its host shows a sign of life."""
     leader = view.leaders.get(app.name)
-    primary = leader.address.rpartition(":")[0] if leader is not None and leader.serving else ""
+    primary = _ip(leader) if leader is not None and leader.serving else ""
     if role == "primary":
         return _Named(addresses=(primary,) if primary else ())
     if role == "replica":
         return _addresses(_answerable([p for p in placed if p.machine.private_ip != primary]))
     return _Named()
+
+
+def _ip(leader: PostgresLeader) -> str:
+    return leader.address.rpartition(":")[0]
 
 
 def _answerable(placed: Sequence[Placed]) -> list[Placed]:

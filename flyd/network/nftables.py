@@ -20,19 +20,29 @@ import structlog
 from flyd.errors import Unavailable
 from flyd.model import App, Host, Machine
 from flyd.network.commands import lines, run
-from flyd.network.firewall import DOCKER_CHAIN, TABLE, FirewallView, docker_chain, firewall_view, rules
+from flyd.network.expelled import read_memberships
+from flyd.network.firewall import (
+    DOCKER_CHAIN,
+    TABLE,
+    FirewallView,
+    docker_chain,
+    docker_chain6,
+    firewall_view,
+    rules,
+)
 from flyd.store import keys
 from flyd.store.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
-PREFIXES = (keys.HOSTS, keys.APPS, keys.MACHINES)
+PREFIXES = (keys.HOSTS, keys.MEMBERSHIPS, keys.APPS, keys.MACHINES)
 """What the mirror must hold for `keep_firewall`."""
 
 COALESCE_S = 0.05
 RETRY_MIN_S = 0.5
 RETRY_MAX_S = 5.0
 DOCKER_USER = "DOCKER-USER"
+IPTABLES = ("iptables", "ip6tables")
 
 
 class Firewall(Protocol):
@@ -61,19 +71,23 @@ class Nftables:
     async def apply(self, view: FirewallView) -> None:
         """Put the view's rules in force. Machines' traffic passes Docker's rules where there are any."""
         await run("nft", "-f", "-", stdin=rules(view, self._interface, self._dns_port))
-        if await self._docker_filters():
-            await run("iptables-restore", "--wait", "--noflush", stdin=docker_chain(view))
-            if not await self._succeeds("iptables", "--wait", "-C", DOCKER_USER, "-j", DOCKER_CHAIN):
-                await run("iptables", "--wait", "-I", DOCKER_USER, "-j", DOCKER_CHAIN)
+        for iptables, chain in (("iptables", docker_chain(view)), ("ip6tables", docker_chain6(view))):
+            if not await self._docker_filters(iptables):
+                continue
+            await run(f"{iptables}-restore", "--wait", "--noflush", stdin=chain)
+            if not await self._succeeds(iptables, "--wait", "-C", DOCKER_USER, "-j", DOCKER_CHAIN):
+                await run(iptables, "--wait", "-I", DOCKER_USER, "-j", DOCKER_CHAIN)
 
     async def intact(self) -> bool:
         """Whether our tables and our jump out of Docker's chain are there."""
         for family in ("inet", "bridge"):
             if not await self._succeeds("nft", "list", "chain", family, TABLE, "isolate"):
                 return False
-        if not await self._docker_filters():
-            return True
-        return await self._succeeds("iptables", "--wait", "-C", DOCKER_USER, "-j", DOCKER_CHAIN)
+        for iptables in IPTABLES:
+            jump = (iptables, "--wait", "-C", DOCKER_USER, "-j", DOCKER_CHAIN)
+            if await self._docker_filters(iptables) and not await self._succeeds(*jump):
+                return False
+        return True
 
     async def events(self) -> AsyncIterator[None]:
         """A chain came or went: ours may be gone, or Docker's just be there."""
@@ -84,14 +98,15 @@ class Nftables:
         """Take all our rules away: for a host that leaves the cluster."""
         for family in ("inet", "bridge"):
             await run("nft", "-f", "-", stdin=f"table {family} {TABLE}\ndelete table {family} {TABLE}\n")
-        if await self._docker_filters():
-            await run("iptables", "--wait", "-D", DOCKER_USER, "-j", DOCKER_CHAIN)
-            await run("iptables", "--wait", "-F", DOCKER_CHAIN)
-            await run("iptables", "--wait", "-X", DOCKER_CHAIN)
+        for iptables in IPTABLES:
+            if await self._docker_filters(iptables):
+                await run(iptables, "--wait", "-D", DOCKER_USER, "-j", DOCKER_CHAIN)
+                await run(iptables, "--wait", "-F", DOCKER_CHAIN)
+                await run(iptables, "--wait", "-X", DOCKER_CHAIN)
 
-    async def _docker_filters(self) -> bool:
-        """Whether Docker keeps rules here."""
-        return await self._succeeds("iptables", "--wait", "-n", "-L", DOCKER_USER)
+    async def _docker_filters(self, iptables: str) -> bool:
+        """Whether Docker keeps rules there."""
+        return await self._succeeds(iptables, "--wait", "-n", "-L", DOCKER_USER)
 
     async def _succeeds(self, *command: str) -> bool:
         try:
@@ -136,6 +151,7 @@ def read_firewall(host: Host, mirror: Mirror) -> FirewallView:
         hosts=[v.value for v in mirror.list(keys.HOSTS, Host)],
         apps=[v.value for v in mirror.list(keys.APPS, App)],
         machines=[v.value for v in mirror.list(keys.MACHINES, Machine)],
+        memberships=read_memberships(mirror),
     )
 
 

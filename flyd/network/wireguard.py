@@ -5,7 +5,7 @@ only the public key is told) and the routes marked with ROUTE_PROTOCOL. The kern
 where it has one, else `wireguard-go`, which is a daemon of its own: stopping flyd stops no traffic
 (under systemd that needs KillMode=process, as machines do).
 
-Called by flyd/network/mesh.py, built by flyd/daemon.py. Decides nothing: mesh_plan.py does.
+Called by flyd/network/mesh.py, built by flyd/composition.py. Decides nothing: mesh_plan.py does.
 Touches no interface, peer or route that is not its own.
 """
 
@@ -33,6 +33,8 @@ LISTEN_PORT = 51820
 ROUTE_PROTOCOL = "76"  # marks our routes, so that nobody else's are ever removed
 DISCARD_PORT = 9
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+IPV6 = Path("/proc/sys/net/ipv6/conf")  # not there: the kernel has no IPv6
+FORWARDING_IPV6 = IPV6 / "all" / "forwarding"
 
 
 class WireguardLink:
@@ -81,7 +83,13 @@ class WireguardLink:
         if FORWARDING.read_text().strip() != "1":
             FORWARDING.write_text("1")
         failures: list[str] = []
-        for command in await self._commands(changes):
+        commands = await self._commands(changes)
+        if any(_is_ipv6(route.destination) for route in changes.set_routes):
+            try:
+                await self._enable_ipv6()
+            except (OSError, Unavailable) as error:
+                failures.append(f"no IPv6: {error}")
+        for command in commands:
             try:
                 await run(*command)
             except Unavailable as error:
@@ -109,8 +117,8 @@ class WireguardLink:
         tunnel, and the neighbours' tables beneath, would otherwise wait for their own time-outs.
         """
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as greeter:
-            for route in routes:
-                network = IPv4Network(route.destination)
+            for destination in (r.destination for r in routes if not _is_ipv6(r.destination)):
+                network = IPv4Network(destination)
                 with suppress(OSError):  # no way there now: the next event greets again
                     greeter.sendto(b"", (str(network[min(1, network.num_addresses - 1)]), DISCARD_PORT))
 
@@ -165,9 +173,23 @@ class WireguardLink:
         found = _json(await run("ip", "-j", "address", "show"))
         return next((i for i in found if i.get("ifname") == self.interface), None)
 
+    async def _enable_ipv6(self) -> None:
+        """Let IPv6 through the interface and between interfaces, as an engine in a container does not.
+
+        A kernel that forwards takes routes from routers no more unless told so: where a default route
+        came from one, it goes on coming.
+        """
+        if FORWARDING_IPV6.read_text().strip() != "1":
+            learned = ("route", "show", "default", "proto", "ra")
+            for route in _json(await run("ip", "-6", "-j", *learned)):
+                (IPV6 / route["dev"] / "accept_ra").write_text("2")
+            FORWARDING_IPV6.write_text("1")
+        (IPV6 / self.interface / "disable_ipv6").write_text("0")
+
     async def _routes(self) -> list[Route]:
-        found = _json(await run("ip", "-j", "route", "show", "proto", ROUTE_PROTOCOL))
-        return [self._route(route) for route in found]
+        families = ("-4", "-6") if IPV6.exists() else ("-4",)
+        shown = [await run("ip", f, "-j", "route", "show", "proto", ROUTE_PROTOCOL) for f in families]
+        return [self._route(route) for text in shown for route in _json(text)]
 
     def _route(self, found: dict[str, Any]) -> Route:
         destination = found["dst"] if "/" in found["dst"] else f"{found['dst']}/32"
@@ -177,6 +199,10 @@ class WireguardLink:
 
 def _json(text: str) -> list[dict[str, Any]]:
     return msgspec.json.decode(text or "[]", type=list[dict[str, Any]])
+
+
+def _is_ipv6(destination: str) -> bool:
+    return ":" in destination
 
 
 def _peer(line: str) -> Peer:

@@ -1,36 +1,33 @@
 """Where one machine goes: a pure choice over a snapshot of the cluster.
 
-Owns the rules of placement. `schedule` puts each host through the filters, in order;
-the first that fails gives the host's reason, in words a user can act on. Of the hosts
-that pass, the best by `_rank` is taken: fewest machines of the spread group in the region,
-then on the host, then most memory left, then by name, so that the same snapshot and
-request always give the same answer.
+Owns the rules of placement. `schedule` takes hosts from best to worst and puts each through the
+filters, in order; the first host that passes all is taken. Better is (`rank`): fewer machines of
+the spread group on the host, then in its region, then most memory left, then by name, so that the
+same snapshot and request always give the same answer. If none passes, each host's first filter that
+failed is its reason, in words a user can act on.
 
-Invariants: a placement never exceeds a host's capacity, never uses a volume that is
-attached or lives elsewhere, and never makes an empty volume where a free one of that name
-exists (its data may be what the user wants). Called by placer.py; reads no clock, no store.
+Invariants: a placement never exceeds a host's capacity, never goes to a host without the labels
+that were asked for, never uses a volume that is attached or lives elsewhere, and never makes an
+empty volume where a free one of that name exists (its data may be what the user wants). Called by
+placer.py and verdicts.py; reads no clock, no store. What it costs: bench/scheduler.py.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from heapq import merge
+from itertools import groupby
 
-from flyd.model import (
-    Desired,
-    Guest,
-    Host,
-    Machine,
-    MachineConfig,
-    Mount,
-    Reservations,
-    Resources,
-    Value,
-    Volume,
-)
+from flyd.errors import InvariantBroken
+from flyd.model import Desired, Guest, Host, MachineConfig, Mount, Resources, Value, Volume
+from flyd.placement.index import Snapshot, Spread
 
 ADDRESSES_PER_HOST = 250 * 250
 """Machine addresses in one host's subnet."""
+
+
+LOST = "lost: it no longer renews its lease"
 
 
 class Order(Value, frozen=True, kw_only=True):
@@ -43,6 +40,8 @@ class Order(Value, frozen=True, kw_only=True):
     machine_id: str = ""
     name: str = ""
     release: int = 0
+    desired: Desired = Desired.STARTED
+    cordoned: bool = False
 
 
 class Request(Value, frozen=True, kw_only=True):
@@ -54,17 +53,8 @@ class Request(Value, frozen=True, kw_only=True):
     region: str | None = None  # None: any
     host: str | None = None  # None: any
     mounts: tuple[Mount, ...] = ()
+    labels: dict[str, str] = {}  # the host must have all of these
     spread_group: str = "app"  # machines of this process group are kept apart
-
-
-class Snapshot(Value, frozen=True, kw_only=True):
-    """The cluster as placement sees it. Volumes and machines are those of one application."""
-
-    hosts: tuple[Host, ...] = ()
-    alive: tuple[str, ...] = ()  # names of hosts that hold their lease
-    reservations: dict[str, Reservations] = {}  # by host; absent: nothing promised yet
-    volumes: tuple[Volume, ...] = ()
-    machines: tuple[Machine, ...] = ()
 
 
 class Placement(Value, frozen=True, kw_only=True):
@@ -87,22 +77,30 @@ class Refusal(Value, frozen=True, kw_only=True):
 
 def schedule(request: Request, snapshot: Snapshot) -> Placement | Refusal:
     """The best host for the request, or every host's reason against it."""
-    reasons: dict[str, str] = {}
-    lost: list[str] = []
-    fitting: list[Placement] = []
-    for host in sorted(snapshot.hosts, key=lambda h: h.name):
-        elsewhere = _elsewhere(request, host)
-        outcome = elsewhere or _fit(request, snapshot, host)
-        if host.name not in snapshot.alive and not elsewhere:
-            lost += () if isinstance(outcome, str) else (host.name,)
-            reasons[host.name] = "lost: it no longer renews its lease"
-        elif isinstance(outcome, str):
-            reasons[host.name] = outcome
-        else:
-            fitting.append(outcome)
-    if not fitting:
-        return Refusal(reasons=reasons, lost=tuple(lost))
-    return min(fitting, key=lambda placement: _rank(request, snapshot, placement.host))
+    for host in _best_first(request, snapshot):
+        outcome = fit(request, snapshot, host)
+        if isinstance(outcome, Placement):
+            return outcome
+    return _refusal(request, snapshot)
+
+
+def fit(request: Request, snapshot: Snapshot, host: Host) -> Placement | str:
+    """The request on this very host, or the first reason against it."""
+    elsewhere = _elsewhere(request, host)
+    if elsewhere:
+        return elsewhere
+    return _fit(request, snapshot, host) if host.name in snapshot.alive else LOST
+
+
+def rank(request: Request, spread: Spread, snapshot: Snapshot, host: Host) -> tuple[int, int, int, str]:
+    """Lower is better. `spread` is the request's (`snapshot.spread`)."""
+    on_host, in_region = spread.on_host.get(host.name, 0), spread.in_region.get(host.region, 0)
+    return on_host, in_region, -snapshot.free[host.name].memory_mb, host.name
+
+
+def spread_of(request: Request, snapshot: Snapshot) -> Spread:
+    """Where the machines are that the request's is kept apart from."""
+    return snapshot.spread(request.app, request.spread_group, without=request.machine_id)
 
 
 def reserved(guest: Guest) -> Resources:
@@ -110,17 +108,6 @@ def reserved(guest: Guest) -> Resources:
     return Resources(
         cpus=guest.cpus if guest.cpu_kind == "performance" else 0,
         memory_mb=guest.memory_mb,
-    )
-
-
-def free_capacity(host: Host, promised: Reservations | None) -> Resources:
-    """What is left of a host after all that is promised on it."""
-    machines = promised.machines.values() if promised else ()
-    volumes_gb = promised.volumes_gb.values() if promised else ()
-    return Resources(
-        cpus=host.capacity.cpus - sum(r.cpus for r in machines),
-        memory_mb=host.capacity.memory_mb - sum(r.memory_mb for r in machines),
-        disk_gb=host.capacity.disk_gb - sum(volumes_gb),
     )
 
 
@@ -145,6 +132,78 @@ def address(subnet: str, number: int) -> str:
     return f"{subnet}.{number // 250}.{number % 250 + 2}"
 
 
+# --------------------------------------------------------------------------- the order of trying
+
+
+def _best_first(request: Request, snapshot: Snapshot) -> Iterator[Host]:
+    """The open hosts that may do, best first; those with too little memory are left out."""
+    spread = spread_of(request, snapshot)
+    pinned = _pinned(request, snapshot)
+    if pinned is not None:
+        hosts = [host for name in pinned if (host := snapshot.host(name)) is not None]
+        yield from sorted(hosts, key=lambda host: rank(request, spread, snapshot, host))
+        return
+    regions = [request.region] if request.region is not None else list(snapshot.roomy)
+    regions.sort(key=lambda region: spread.in_region.get(region, 0))
+    memory_mb = reserved(request.guest).memory_mb if request.guest is not None else None
+    for machines in sorted({0, *(n for region in regions for n in spread.open.get(region, ()))}):
+        for _, equal in groupby(regions, key=lambda region: spread.in_region.get(region, 0)):
+            walks = [_walk(snapshot, spread, region, machines) for region in equal]
+            for free, name in merge(*walks) if len(walks) > 1 else walks[0]:
+                if memory_mb is not None and -free < memory_mb:
+                    break  # so have all after it
+                if (host := snapshot.host(name)) is not None:
+                    yield host
+
+
+def _walk(snapshot: Snapshot, spread: Spread, region: str, machines: int) -> Iterator[tuple[int, str]]:
+    """The region's open hosts with so many machines of the group, most free memory first.
+
+    Either those hosts are sorted, or the region's order is searched for them: whichever is shorter.
+    """
+    roomy, levels = snapshot.roomy.get(region, []), spread.open.get(region, {})
+    if machines == 0:
+        if sum(map(len, levels.values())) < len(roomy):
+            yield from (entry for entry in roomy if entry[1] not in spread.on_host)
+        return
+    hosts = levels.get(machines, {})
+    if len(hosts) * len(hosts) < len(roomy):
+        yield from sorted((-snapshot.free[name].memory_mb, name) for name in hosts)
+    else:
+        yield from (entry for entry in roomy if entry[1] in hosts)
+
+
+def _pinned(request: Request, snapshot: Snapshot) -> list[str] | None:
+    """The only hosts that come into question, because of a volume or a wish; None: all do."""
+    if request.host is not None:
+        return [request.host]
+    volumes = snapshot.volumes_of(request.app) if request.mounts else ()
+    for mount in request.mounts:
+        if mount.volume:
+            return [v.host for v in volumes if v.id == mount.volume]
+        free = _free_volumes(mount.name, request, volumes, ())
+        if free:
+            return sorted({v.host for v in free})
+    return None
+
+
+def _refusal(request: Request, snapshot: Snapshot) -> Refusal:
+    """Every host's reason, by name; those that would do if they were back."""
+    reasons: dict[str, str] = {}
+    lost: list[str] = []
+    for host in sorted(snapshot.hosts, key=lambda host: host.name):
+        outcome = fit(request, snapshot, host)
+        if isinstance(outcome, Placement):
+            raise InvariantBroken(f"host {host.name} can take {request} and was not found")
+        reasons[host.name] = outcome
+        if outcome == LOST and isinstance(_fit(request, snapshot, host), Placement):
+            lost.append(host.name)
+    return Refusal(reasons=reasons, lost=tuple(lost))
+
+
+# --------------------------------------------------------------------------- the filters
+
+
 def _fit(request: Request, snapshot: Snapshot, host: Host) -> Placement | str:
     """The request on this host, whether it is alive or not, or the first reason against it."""
     if host.cordoned:
@@ -152,11 +211,11 @@ def _fit(request: Request, snapshot: Snapshot, host: Host) -> Placement | str:
     mounts = _resolve_mounts(request, snapshot, host)
     if isinstance(mounts, str):
         return mounts
-    promised = snapshot.reservations.get(host.name)
     new_gb = sum(m.size_gb for m in mounts if not m.volume)
-    against = _capacity(request.guest, new_gb, host, free_capacity(host, promised))
+    against = _capacity(request.guest, new_gb, host, snapshot.free[host.name])
     if against:
         return against
+    promised = snapshot.reservations.get(host.name)
     number = free_address(request.machine_id, promised.addresses if promised else {})
     if number is None:
         return f"all {ADDRESSES_PER_HOST} machine addresses are taken"
@@ -168,6 +227,9 @@ def _elsewhere(request: Request, host: Host) -> str:
         return f"wrong region {host.region} ({request.region} wanted)"
     if request.host is not None and host.name != request.host:
         return f"not the host that was asked for ({request.host})"
+    for label, wanted in sorted(request.labels.items()):
+        if host.labels.get(label) != wanted:
+            return f"its label {label} is {host.labels.get(label, 'not set')} ({wanted} wanted)"
     return ""
 
 
@@ -189,7 +251,9 @@ def _capacity(guest: Guest | None, new_gb: int, host: Host, free: Resources) -> 
 
 def _resolve_mounts(request: Request, snapshot: Snapshot, host: Host) -> tuple[Mount, ...] | str:
     """The mounts with their volumes on this host; a mount left without one gets a new volume."""
-    volumes = tuple(sorted(snapshot.volumes, key=lambda v: v.id))
+    if not request.mounts:
+        return ()
+    volumes = snapshot.volumes_of(request.app)
     resolved: list[Mount] = []
     for mount in request.mounts:
         if mount.volume:
@@ -236,21 +300,3 @@ def _free_volumes(
 
 def _with_volume(mount: Mount, volume_id: str) -> Mount:
     return Mount(path=mount.path, name=mount.name, size_gb=mount.size_gb, volume=volume_id)
-
-
-def _rank(request: Request, snapshot: Snapshot, host: Host) -> tuple[int, int, int, str]:
-    """Lower is better."""
-    group = tuple(
-        m
-        for m in snapshot.machines
-        if m.config.process_group == request.spread_group
-        and m.desired is not Desired.DESTROYED
-        and m.host in snapshot.alive
-        and m.id != request.machine_id
-    )
-    return (
-        sum(1 for m in group if m.region == host.region),
-        sum(1 for m in group if m.host == host.name),
-        -free_capacity(host, snapshot.reservations.get(host.name)).memory_mb,
-        host.name,
-    )

@@ -8,9 +8,11 @@ machine is replaced. `create` can be called again after a crash: what exists is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from flyd.errors import Conflict, InvalidInput
 from flyd.model import (
+    OWN_IMAGE,
     App,
     AppKind,
     Check,
@@ -21,10 +23,12 @@ from flyd.model import (
     RestartPolicy,
     Secrets,
     StopConfig,
+    Value,
     decode,
     encode,
 )
-from flyd.placement.placer import Order, place
+from flyd.placement.placer import Placer
+from flyd.placement.scheduler import Order
 from flyd.ports import KV, Clock, Entropy, Put, Unchanged
 from flyd.store import keys
 
@@ -34,21 +38,63 @@ SUPERUSER_SECRET = "PGHA_SUPERUSER_PASSWORD"
 REPLICATION_SECRET = "PGHA_REPLICATION_PASSWORD"
 STOP_TIMEOUT_S = 30.0
 DATA_PATH = "/data"
+ARCHIVE_ENV = "PGHA_ARCHIVE_DIR"
+
+
+class ArchiveOptions(Value, frozen=True, kw_only=True):
+    """Where a cluster's WAL and base backups go, and whose it begins with."""
+
+    directory: str = ""  # of this cluster alone; empty: none
+    restore_from: str = ""  # another cluster's directory
+    restore_to: str = ""  # ISO 8601; empty: all that was archived
+
+    def env(self) -> dict[str, str]:
+        """As pgha is told."""
+        told = {
+            ARCHIVE_ENV: self.directory,
+            "PGHA_RESTORE_FROM": self.restore_from,
+            "PGHA_RESTORE_TO": self.restore_to,
+        }
+        return {name: value for name, value in told.items() if value}
+
+
+NO_ARCHIVE = ArchiveOptions()
+
+
+def archive_options(
+    shared: str, cluster: str, restore_from: str = "", restore_to: str = ""
+) -> ArchiveOptions:
+    """A cluster's own part of a folder that all hosts reach; refuses one that cannot be."""
+    if not shared:
+        return ArchiveOptions()
+    inside = PurePosixPath(shared).is_relative_to(DATA_PATH)
+    if not shared.startswith("/") or ".." in PurePosixPath(shared).parts or inside:
+        raise InvalidInput(
+            f"{shared!r} can not be the archive's folder",
+            hint=f"Give a full path that every host reaches, not below {DATA_PATH}: that is each volume.",
+        )
+    directory = str(PurePosixPath(shared) / cluster)
+    return ArchiveOptions(directory=directory, restore_from=restore_from, restore_to=restore_to)
 
 
 def member_config(
-    cluster: str, node: str, voters: Sequence[str], etcd: Sequence[str], memory_mb: int, volume_size_gb: int
+    cluster: str,
+    node: str,
+    voters: Sequence[str],
+    memory_mb: int,
+    volume_size_gb: int,
+    archive: ArchiveOptions = NO_ARCHIVE,
 ) -> MachineConfig:
     """What one member's machine is. Pure."""
     return MachineConfig(
-        image="host:",
+        image=OWN_IMAGE,
         cmd=("pgha", "run"),
         env={
             "PGHA_CLUSTER": cluster,
             "PGHA_NODE": node,
             "PGHA_VOTERS": ",".join(voters),
-            "PGHA_ETCD": ",".join(etcd),
             "PGHA_DATA_DIR": f"{DATA_PATH}/postgres",
+            **archive.env(),
         },
         guest=Guest(memory_mb=memory_mb),
         checks={"postgres": Check(kind="tcp", port=FIRST_PORT, interval_s=5.0, grace_period_s=30.0)},
@@ -62,12 +108,14 @@ def member_config(
 
 async def create(
     kv: KV,
+    placer: Placer,
     name: str,
     regions: Sequence[str],
-    etcd: Sequence[str],
     *,
     memory_mb: int,
     volume_size_gb: int,
+    network: str = "",
+    archive: ArchiveOptions = NO_ARCHIVE,
     clock: Clock,
     entropy: Entropy,
 ) -> App:
@@ -77,20 +125,20 @@ async def create(
             f"a Postgres cluster needs at least two regions, not {len(regions)}",
             hint="With one copy, losing its host loses the data. Example: --regions ams,iad,sin",
         )
-    app = await _create_app(kv, name, regions, clock, entropy)
+    app = await _create_app(kv, name, regions, network, clock, entropy)
     voters = [f"{name}-{number}" for number in range(1, len(regions) + 1)]
     existing = await _machine_names(kv, name)
     for node, region in zip(voters, regions, strict=True):
         if node in existing:
             continue
-        config = member_config(name, node, voters, etcd, memory_mb, volume_size_gb)
-        await place(
-            kv, Order(app=name, region=region, name=node, config=config), clock=clock, entropy=entropy
-        )
+        config = member_config(name, node, voters, memory_mb, volume_size_gb, archive)
+        await placer.place(Order(app=name, region=region, name=node, config=config))
     return app
 
 
-async def _create_app(kv: KV, name: str, regions: Sequence[str], clock: Clock, entropy: Entropy) -> App:
+async def _create_app(
+    kv: KV, name: str, regions: Sequence[str], network: str, clock: Clock, entropy: Entropy
+) -> App:
     """The app, its secrets and its endpoint's port in one transaction."""
     for port in await _free_ports(kv):
         app = App(
@@ -99,6 +147,7 @@ async def _create_app(kv: KV, name: str, regions: Sequence[str], clock: Clock, e
             created_at_s=clock.wall_s(),
             regions=tuple(regions),
             endpoint_port=port,
+            network=network,
         )
         secrets = Secrets(
             app=name, values={SUPERUSER_SECRET: entropy.token(24), REPLICATION_SECRET: entropy.token(24)}
@@ -116,7 +165,7 @@ async def _create_app(kv: KV, name: str, regions: Sequence[str], clock: Clock, e
         taken = await kv.get(keys.app(name))
         if taken is not None:
             found = decode(taken.value, App)
-            if found.kind is AppKind.POSTGRES and found.regions == tuple(regions):
+            if (found.kind, found.regions, found.network) == (AppKind.POSTGRES, tuple(regions), network):
                 return found
             raise Conflict(
                 f"an app is already called {name!r}",

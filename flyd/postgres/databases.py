@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-import psycopg
-from psycopg import sql
-
 from flyd.errors import Unavailable
 
 CONNECT_TIMEOUT_S = 5
@@ -31,6 +28,9 @@ async def ensure_database(
     address: str, superuser_password: str, app: str, password: str, cluster: str
 ) -> None:
     """Create the role and the database unless they exist, and set the role's password."""
+    import psycopg  # 10 MB that a flyd which attaches nothing should not hold
+    from psycopg import sql
+
     name = database_name(app)
     host, _, port = address.rpartition(":")
     try:

@@ -29,6 +29,7 @@ import grpc.aio
 import structlog
 
 from flyd.errors import Compacted, FlydError, InvalidInput, NotFound, OutcomeUnknown, Unavailable
+from flyd.identity.credentials import Credentials, SecureChannel
 from flyd.ports import Delete, KeyValue, Listing, Put, TxnResult, Unchanged, WatchBatch
 from flyd.store import etcd_wire as wire
 
@@ -74,26 +75,27 @@ class _Lost(Exception):
 class _Member:
     """One etcd member and its channel."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, credentials: Credentials | None) -> None:
         self.endpoint = endpoint
-        self.channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        self.channel = SecureChannel(endpoint, credentials, CHANNEL_OPTIONS)
 
     def unary(self, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         """One request, one answer, both as bytes."""
-        call: Any = cast(Any, self.channel).unary_unary(method)
+        call: Any = cast(Any, self.channel.get()).unary_unary(method)
         return call
 
     def stream(self, method: str) -> grpc.aio.StreamStreamMultiCallable[bytes, bytes]:
         """Messages both ways, as bytes."""
-        call: Any = cast(Any, self.channel).stream_stream(method)
+        call: Any = cast(Any, self.channel.get()).stream_stream(method)
         return call
 
     async def connect(self) -> None:
         """Return when connected, raise _NotSent as soon as connecting failed."""
-        while (state := self.channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        channel = self.channel.get()
+        while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
             if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
                 raise _NotSent(f"{self.endpoint}: no connection")
-            await self.channel.wait_for_state_change(state)
+            await channel.wait_for_state_change(state)
 
     async def ask(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """One request, one answer."""
@@ -129,12 +131,16 @@ class _Member:
 
 
 class EtcdKV:
-    """ports.KV over an etcd cluster; `endpoints` are host:port of its members, nearest first."""
+    """ports.KV over an etcd cluster; `endpoints` are host:port of its members, nearest first.
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    `credentials` are a host's: etcd trusts nobody else. None is for an etcd without TLS, as pgha
+    may be given one where it runs without flyd.
+    """
+
+    def __init__(self, endpoints: Sequence[str], credentials: Credentials | None = None) -> None:
         if not endpoints:
             raise InvalidInput("no etcd endpoint given", hint="give host:port of each etcd member")
-        self._members = [_Member(endpoint) for endpoint in endpoints]
+        self._members = [_Member(endpoint, credentials) for endpoint in endpoints]
         self._current = 0
         self._closed = False
 
@@ -175,7 +181,7 @@ class EtcdKV:
         """Close all connections; what runs ends with Unavailable."""
         self._closed = True
         for member in self._members:
-            await member.channel.close(None)
+            await member.channel.close()
 
     async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
         """Every change from `from_revision` on, from whichever member answers."""
@@ -191,7 +197,8 @@ class EtcdKV:
                             position = batch.revision + 1
                         yield batch or WatchBatch(revision=position - 1, changes=())
             except (_NotSent, _Lost) as e:
-                log.info("etcd.watch_moved", prefix=prefix, error=str(e), revision=position)
+                if failures == 0:  # once, not for each round over members that are all away
+                    log.info("etcd.watch_moved", prefix=prefix, error=str(e), revision=position)
             self._failed(member)
             failures += 1
             if failures >= len(self._members):

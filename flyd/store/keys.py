@@ -4,12 +4,21 @@ Everything lives under ROOT. Values are JSON (flyd/model.py, pgha/model.py). Who
 
     hosts/<host>                     Host           the host, when it joins; stays when it is lost
     alive/<host>                     true           the host, under its lease: there while it lives
+    memberships/<host>               Membership     its founding or joining, its renewals; expelling marks it
+    tokens/<token>                   JoinToken      the API; the host that uses it
+    authorities                      Authorities    the founding host, once: who reads it can sign
+    losses/<host>                    Loss           placement's leader, while the host is lost
+    drains/<host>                    Drain          the API begins and cancels; placement's leader
+    settings/host_loss               LossRule       the API
     reservations/<host>              Reservations   placement, in the txn that places or frees
     apps/<app>                       App            the API
     secrets/<app>                    Secrets        the API
     machines/<app>/<machine>         Machine        placement, deploys, users: the intent
     status/<app>/<machine>           MachineStatus  the machine's host, nobody else
     volumes/<app>/<volume>           Volume         placement (attach epoch), the API
+    destroyed_volumes/<host>/<volume>  Destroyed    the API (24 h to take it back); the host, which purges
+    volume_moves/<app>/<volume>      VolumeMove     the API begins it; the volume's host; the new host ends it
+    volume_copies/<app>/<volume>/<host>  VolumeCopy  the host that has the copy
     releases/<app>/<version>         Release        the API (deploy); version is 8 digits
     runs/<app>/<run>                 DeployRun      the elected deployer; created by the API
     ports/<port>                     app name       the API: who owns a port of every edge;
@@ -29,12 +38,21 @@ ROOT = "/flyd/v1/"
 
 HOSTS = ROOT + "hosts/"
 ALIVE = ROOT + "alive/"
+MEMBERSHIPS = ROOT + "memberships/"
+TOKENS = ROOT + "tokens/"
+AUTHORITIES = ROOT + "authorities"
+LOSSES = ROOT + "losses/"
+DRAINS = ROOT + "drains/"
+SETTINGS = ROOT + "settings/"
+HOST_LOSS = SETTINGS + "host_loss"
 RESERVATIONS = ROOT + "reservations/"
 APPS = ROOT + "apps/"
 SECRETS = ROOT + "secrets/"
 MACHINES = ROOT + "machines/"
 STATUS = ROOT + "status/"
 VOLUMES = ROOT + "volumes/"
+VOLUME_MOVES = ROOT + "volume_moves/"
+VOLUME_COPIES = ROOT + "volume_copies/"
 RELEASES = ROOT + "releases/"
 RUNS = ROOT + "runs/"
 PORTS = ROOT + "ports/"
@@ -51,6 +69,26 @@ def host(name: str) -> str:
 def alive(name: str) -> str:
     """A host's sign of life."""
     return ALIVE + name
+
+
+def membership(host_name: str) -> str:
+    """A host's stay in the cluster."""
+    return MEMBERSHIPS + host_name
+
+
+def token(token_id: str) -> str:
+    """A join token."""
+    return TOKENS + token_id
+
+
+def loss(host_name: str) -> str:
+    """What became of a lost host."""
+    return LOSSES + host_name
+
+
+def drain(host_name: str) -> str:
+    """A host's drain."""
+    return DRAINS + host_name
 
 
 def reservations(host_name: str) -> str:
@@ -81,6 +119,16 @@ def status(app_name: str, machine_id: str) -> str:
 def volume(app_name: str, volume_id: str) -> str:
     """A volume."""
     return f"{VOLUMES}{app_name}/{volume_id}"
+
+
+def volume_move(app_name: str, volume_id: str) -> str:
+    """A volume's move to another host."""
+    return f"{VOLUME_MOVES}{app_name}/{volume_id}"
+
+
+def volume_copy(app_name: str, volume_id: str, host_name: str) -> str:
+    """A volume's copy on another host."""
+    return f"{VOLUME_COPIES}{app_name}/{volume_id}/{host_name}"
 
 
 def release(app_name: str, version: int) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from flyd.errors import Compacted, OutcomeUnknown, Unavailable
+from flyd.errors import Compacted, NotFound, OutcomeUnknown, Unavailable
 from flyd.ports import KV, Put, Unchanged
 from flyd.store import keys
 
@@ -103,6 +103,8 @@ async def _win(kv: KV, role: str, name: str, lease: int) -> Leadership | None:
         if held is None or held.lease != lease:
             return None
         return Leadership(role=role, name=name, mod_revision=held.mod_revision)
+    except NotFound:  # this process stood still for so long that the lease ended before it was used
+        return None
     return Leadership(role=role, name=name, mod_revision=result.revision) if result.succeeded else None
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+LAST = "\U0010ffff"  # sorts behind every character of a key
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 2.0
 
@@ -54,10 +55,14 @@ class Mirror:
         self._common = os.path.commonprefix(self._prefixes)  # noqa: RUF071 - of characters, not path parts
         self._entries: dict[str, KeyValue] = {}
         self._order: list[str] = []  # the keys of _entries, sorted
-        self._decoded: dict[str, dict[type[Any], Versioned[Any]]] = {}  # for its newest revision
+        self._decoded: dict[type[Any], dict[str, Versioned[Any]]] = {}  # of the newest revisions
+        self._changed_at = dict.fromkeys(self._prefixes, 0)  # the version of each prefix's last change
+        self._lists: dict[tuple[str, type[Any]], tuple[int, list[Versioned[Any]]]] = {}  # of whole prefixes
         self._heard_at: float | None = None
         self._synced = asyncio.Event()
         self._changed = asyncio.Event()
+        self._followers: list[Callable[[str], None]] = []
+        self._heard = asyncio.Event()
 
     async def keep(self) -> None:
         """Keep the view current, for ever."""
@@ -96,6 +101,20 @@ class Mirror:
             await self._changed.wait()
         return self.version
 
+    async def wait_revision(self, revision: int) -> None:
+        """Return once the view is at least as new as `revision`, also where nothing in it has changed."""
+        while self.revision < revision:
+            await self._heard.wait()
+
+    def follow(self, tell: Callable[[str], None]) -> None:
+        """Call `tell` with each key that is there, and from now on with each that changes or vanishes.
+
+        Called while a batch is being applied: `tell` notes the key and reads it later.
+        """
+        for key in self._order:
+            tell(key)
+        self._followers.append(tell)
+
     def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
         """The key's value as `kind`: `bytes` and `str` as stored, anything else from JSON."""
         entry = self._entries.get(key)
@@ -103,13 +122,26 @@ class Mirror:
 
     def list(self, prefix: str, kind: type[T]) -> list[Versioned[T]]:
         """All values under `prefix` (within the mirror's own prefixes), in key order."""
-        found: list[Versioned[T]] = []
-        for position in range(bisect_left(self._order, prefix), len(self._order)):
-            key = self._order[position]
-            if not key.startswith(prefix):
-                break
-            found.append(self._decode(self._entries[key], kind))
-        return found
+        version = self._changed_at.get(prefix)
+        if version is None:
+            return self._list(prefix, kind)
+        held = self._lists.get((prefix, kind))
+        if held is None or held[0] != version:
+            held = version, self._list(prefix, kind)
+            self._lists[prefix, kind] = held
+        return held[1].copy()
+
+    def changed_at(self, prefix: str) -> int:
+        """The version at which anything under one of the mirror's prefixes has changed last.
+
+        Of any other prefix that is not known: it may have changed just now.
+        """
+        return self._changed_at.get(prefix, self.version)
+
+    def _list(self, prefix: str, kind: type[T]) -> list[Versioned[T]]:
+        decoded = self._decoded.setdefault(kind, {})
+        first, end = bisect_left(self._order, prefix), bisect_left(self._order, prefix + LAST)
+        return [decoded.get(key) or self._decode(self._entries[key], kind) for key in self._order[first:end]]
 
     async def _relist(self) -> None:
         listing = await self._kv.list(self._common)
@@ -122,10 +154,19 @@ class Mirror:
     def _apply(self, changes: Iterable[Change], revision: int) -> None:
         relevant = [c for c in changes if c.key.startswith(self._prefixes)]
         applied = [self._apply_one(c) for c in relevant]
+        for change, changed in zip(relevant, applied, strict=True):
+            if changed:
+                for prefix in self._prefixes:
+                    if change.key.startswith(prefix):
+                        self._changed_at[prefix] = self.version + 1
+                for tell in self._followers:
+                    tell(change.key)
         self.revision = revision
         self._heard_at = asyncio.get_running_loop().time()
         if any(applied):
             self._bump()
+        self._heard.set()
+        self._heard = asyncio.Event()
 
     def _apply_one(self, change: Change) -> bool:
         held = self._entries.get(change.key)
@@ -134,15 +175,19 @@ class Mirror:
                 return False
             del self._entries[change.key]
             del self._order[bisect_left(self._order, change.key)]
-            self._decoded.pop(change.key, None)
+            self._forget_decoded(change.key)
             return True
         if held is None:
             insort(self._order, change.key)
         elif held.mod_revision == change.value.mod_revision:
             return False
         self._entries[change.key] = change.value
-        self._decoded.pop(change.key, None)
+        self._forget_decoded(change.key)
         return True
+
+    def _forget_decoded(self, key: str) -> None:
+        for decoded in self._decoded.values():
+            decoded.pop(key, None)
 
     def _bump(self) -> None:
         self.version += 1
@@ -150,10 +195,11 @@ class Mirror:
         self._changed = asyncio.Event()
 
     def _decode(self, entry: KeyValue, kind: type[T]) -> Versioned[T]:
-        cached = self._decoded.setdefault(entry.key, {})
-        if kind not in cached:
-            cached[kind] = Versioned(entry.key, _value(entry, kind), entry.mod_revision)
-        return cached[kind]
+        decoded = self._decoded.setdefault(kind, {})
+        found = decoded.get(entry.key)
+        if found is None:
+            found = decoded[entry.key] = Versioned(entry.key, _value(entry, kind), entry.mod_revision)
+        return found
 
 
 def _value(entry: KeyValue, kind: type[T]) -> T:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66lyd/v1/apps.proto\x12\x07\x66lyd.v1\x1a\x1cgoogle/api/annotations.proto\"\x8b\x01\n\x03\x41pp\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07regions\x18\x03 \x03(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x15\n\rendpoint_port\x18\x05 \x01(\x05\x12\x15\n\rmachine_count\x18\x06 \x01(\x05\x12\x15\n\rstarted_count\x18\x07 \x01(\x05\"5\n\x10\x43reateAppRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\".\n\x11\x43reateAppResponse\x12\x19\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x0c.flyd.v1.App\"!\n\rGetAppRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\"+\n\x0eGetAppResponse\x12\x19\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x0c.flyd.v1.App\"\x11\n\x0fListAppsRequest\".\n\x10ListAppsResponse\x12\x1a\n\x04\x61pps\x18\x01 \x03(\x0b\x32\x0c.flyd.v1.App\":\n\x10\x44\x65leteAppRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x14\n\x0cwith_volumes\x18\x02 \x01(\x08\"\x13\n\x11\x44\x65leteAppResponse\"\x8c\x01\n\x11SetSecretsRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x36\n\x06values\x18\x02 \x03(\x0b\x32&.flyd.v1.SetSecretsRequest.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x12SetSecretsResponse\x12\r\n\x05names\x18\x01 \x03(\t2\xeb\x03\n\x0b\x41ppsService\x12\\\n\tCreateApp\x12\x19.flyd.v1.CreateAppRequest\x1a\x1a.flyd.v1.CreateAppResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\x08/v1/apps:\x01*b\x03\x61pp\x12[\n\x06GetApp\x12\x16.flyd.v1.GetAppRequest\x1a\x17.flyd.v1.GetAppResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x13/v1/apps/{app_name}b\x03\x61pp\x12Q\n\x08ListApps\x12\x18.flyd.v1.ListAppsRequest\x1a\x19.flyd.v1.ListAppsResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/v1/apps\x12_\n\tDeleteApp\x12\x19.flyd.v1.DeleteAppRequest\x1a\x1a.flyd.v1.DeleteAppResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/apps/{app_name}\x12m\n\nSetSecrets\x12\x1a.flyd.v1.SetSecretsRequest\x1a\x1b.flyd.v1.SetSecretsResponse\"&\x82\xd3\xe4\x93\x02 \"\x1b/v1/apps/{app_name}/secrets:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66lyd/v1/apps.proto\x12\x07\x66lyd.v1\x1a\x1cgoogle/api/annotations.proto\"\x9c\x01\n\x03\x41pp\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07regions\x18\x03 \x03(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x15\n\rendpoint_port\x18\x05 \x01(\x05\x12\x15\n\rmachine_count\x18\x06 \x01(\x05\x12\x15\n\rstarted_count\x18\x07 \x01(\x05\x12\x0f\n\x07network\x18\x08 \x01(\t\"F\n\x10\x43reateAppRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\x12\x0f\n\x07network\x18\x03 \x01(\t\".\n\x11\x43reateAppResponse\x12\x19\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x0c.flyd.v1.App\"!\n\rGetAppRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\"+\n\x0eGetAppResponse\x12\x19\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x0c.flyd.v1.App\"\x11\n\x0fListAppsRequest\".\n\x10ListAppsResponse\x12\x1a\n\x04\x61pps\x18\x01 \x03(\x0b\x32\x0c.flyd.v1.App\":\n\x10\x44\x65leteAppRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x14\n\x0cwith_volumes\x18\x02 \x01(\x08\"\x13\n\x11\x44\x65leteAppResponse\"\x8c\x01\n\x11SetSecretsRequest\x12\x10\n\x08\x61pp_name\x18\x01 \x01(\t\x12\x36\n\x06values\x18\x02 \x03(\x0b\x32&.flyd.v1.SetSecretsRequest.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x12SetSecretsResponse\x12\r\n\x05names\x18\x01 \x03(\t2\xeb\x03\n\x0b\x41ppsService\x12\\\n\tCreateApp\x12\x19.flyd.v1.CreateAppRequest\x1a\x1a.flyd.v1.CreateAppResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\x08/v1/apps:\x01*b\x03\x61pp\x12[\n\x06GetApp\x12\x16.flyd.v1.GetAppRequest\x1a\x17.flyd.v1.GetAppResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x13/v1/apps/{app_name}b\x03\x61pp\x12Q\n\x08ListApps\x12\x18.flyd.v1.ListAppsRequest\x1a\x19.flyd.v1.ListAppsResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/v1/apps\x12_\n\tDeleteApp\x12\x19.flyd.v1.DeleteAppRequest\x1a\x1a.flyd.v1.DeleteAppResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/apps/{app_name}\x12m\n\nSetSecrets\x12\x1a.flyd.v1.SetSecretsRequest\x1a\x1b.flyd.v1.SetSecretsResponse\"&\x82\xd3\xe4\x93\x02 \"\x1b/v1/apps/{app_name}/secrets:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,29 +45,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPSSERVICE'].methods_by_name['SetSecrets']._loaded_options = None
   _globals['_APPSSERVICE'].methods_by_name['SetSecrets']._serialized_options = b'\202\323\344\223\002 \"\033/v1/apps/{app_name}/secrets:\001*'
   _globals['_APP']._serialized_start=62
-  _globals['_APP']._serialized_end=201
-  _globals['_CREATEAPPREQUEST']._serialized_start=203
-  _globals['_CREATEAPPREQUEST']._serialized_end=256
-  _globals['_CREATEAPPRESPONSE']._serialized_start=258
-  _globals['_CREATEAPPRESPONSE']._serialized_end=304
-  _globals['_GETAPPREQUEST']._serialized_start=306
-  _globals['_GETAPPREQUEST']._serialized_end=339
-  _globals['_GETAPPRESPONSE']._serialized_start=341
-  _globals['_GETAPPRESPONSE']._serialized_end=384
-  _globals['_LISTAPPSREQUEST']._serialized_start=386
-  _globals['_LISTAPPSREQUEST']._serialized_end=403
-  _globals['_LISTAPPSRESPONSE']._serialized_start=405
-  _globals['_LISTAPPSRESPONSE']._serialized_end=451
-  _globals['_DELETEAPPREQUEST']._serialized_start=453
-  _globals['_DELETEAPPREQUEST']._serialized_end=511
-  _globals['_DELETEAPPRESPONSE']._serialized_start=513
-  _globals['_DELETEAPPRESPONSE']._serialized_end=532
-  _globals['_SETSECRETSREQUEST']._serialized_start=535
-  _globals['_SETSECRETSREQUEST']._serialized_end=675
-  _globals['_SETSECRETSREQUEST_VALUESENTRY']._serialized_start=630
-  _globals['_SETSECRETSREQUEST_VALUESENTRY']._serialized_end=675
-  _globals['_SETSECRETSRESPONSE']._serialized_start=677
-  _globals['_SETSECRETSRESPONSE']._serialized_end=712
-  _globals['_APPSSERVICE']._serialized_start=715
-  _globals['_APPSSERVICE']._serialized_end=1206
+  _globals['_APP']._serialized_end=218
+  _globals['_CREATEAPPREQUEST']._serialized_start=220
+  _globals['_CREATEAPPREQUEST']._serialized_end=290
+  _globals['_CREATEAPPRESPONSE']._serialized_start=292
+  _globals['_CREATEAPPRESPONSE']._serialized_end=338
+  _globals['_GETAPPREQUEST']._serialized_start=340
+  _globals['_GETAPPREQUEST']._serialized_end=373
+  _globals['_GETAPPRESPONSE']._serialized_start=375
+  _globals['_GETAPPRESPONSE']._serialized_end=418
+  _globals['_LISTAPPSREQUEST']._serialized_start=420
+  _globals['_LISTAPPSREQUEST']._serialized_end=437
+  _globals['_LISTAPPSRESPONSE']._serialized_start=439
+  _globals['_LISTAPPSRESPONSE']._serialized_end=485
+  _globals['_DELETEAPPREQUEST']._serialized_start=487
+  _globals['_DELETEAPPREQUEST']._serialized_end=545
+  _globals['_DELETEAPPRESPONSE']._serialized_start=547
+  _globals['_DELETEAPPRESPONSE']._serialized_end=566
+  _globals['_SETSECRETSREQUEST']._serialized_start=569
+  _globals['_SETSECRETSREQUEST']._serialized_end=709
+  _globals['_SETSECRETSREQUEST_VALUESENTRY']._serialized_start=664
+  _globals['_SETSECRETSREQUEST_VALUESENTRY']._serialized_end=709
+  _globals['_SETSECRETSRESPONSE']._serialized_start=711
+  _globals['_SETSECRETSRESPONSE']._serialized_end=746
+  _globals['_APPSSERVICE']._serialized_start=749
+  _globals['_APPSSERVICE']._serialized_end=1240
 # @@protoc_insertion_point(module_scope)

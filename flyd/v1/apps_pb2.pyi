@@ -31,6 +31,7 @@ class App(_message.Message):
     ENDPOINT_PORT_FIELD_NUMBER: _builtins.int
     MACHINE_COUNT_FIELD_NUMBER: _builtins.int
     STARTED_COUNT_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     """"app" or "postgres"."""
@@ -41,6 +42,8 @@ class App(_message.Message):
     machine_count: _builtins.int
     """How many machines it has now, and how many of them are started."""
     started_count: _builtins.int
+    network: _builtins.str
+    """Machines of one network reach and name only each other; empty is the default network."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where a deploy puts machines; the first is the primary region."""
@@ -55,10 +58,11 @@ class App(_message.Message):
         endpoint_port: _builtins.int = ...,
         machine_count: _builtins.int = ...,
         started_count: _builtins.int = ...,
+        network: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint_port", b"endpoint_port", "kind", b"kind", "machine_count", b"machine_count", "name", b"name", "regions", b"regions", "started_count", b"started_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint_port", b"endpoint_port", "kind", b"kind", "machine_count", b"machine_count", "name", b"name", "network", b"network", "regions", b"regions", "started_count", b"started_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -70,7 +74,9 @@ class CreateAppRequest(_message.Message):
 
     APP_NAME_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
+    network: _builtins.str
     @_builtins.property
     def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -78,10 +84,11 @@ class CreateAppRequest(_message.Message):
         *,
         app_name: _builtins.str = ...,
         regions: _abc.Iterable[_builtins.str] | None = ...,
+        network: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "network", b"network", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class HostsServiceStub:
-    """HostsService tells about the hosts of the cluster.
+    """HostsService tells about the hosts of the cluster, and takes them out of use.
     """
 
     def __init__(self, channel):
@@ -40,6 +40,41 @@ class HostsServiceStub:
                 request_serializer=flyd_dot_v1_dot_hosts__pb2.ListHostsRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_hosts__pb2.ListHostsResponse.FromString,
                 _registered_method=True)
+        self.CordonHost = channel.unary_unary(
+                '/flyd.v1.HostsService/CordonHost',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.CordonHostRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.CordonHostResponse.FromString,
+                _registered_method=True)
+        self.UncordonHost = channel.unary_unary(
+                '/flyd.v1.HostsService/UncordonHost',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.UncordonHostRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.UncordonHostResponse.FromString,
+                _registered_method=True)
+        self.DrainHost = channel.unary_unary(
+                '/flyd.v1.HostsService/DrainHost',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.DrainHostRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.DrainHostResponse.FromString,
+                _registered_method=True)
+        self.WatchDrain = channel.unary_stream(
+                '/flyd.v1.HostsService/WatchDrain',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.WatchDrainRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.WatchDrainResponse.FromString,
+                _registered_method=True)
+        self.RemoveHost = channel.unary_unary(
+                '/flyd.v1.HostsService/RemoveHost',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.RemoveHostRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.RemoveHostResponse.FromString,
+                _registered_method=True)
+        self.GetLossRule = channel.unary_unary(
+                '/flyd.v1.HostsService/GetLossRule',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.GetLossRuleRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.GetLossRuleResponse.FromString,
+                _registered_method=True)
+        self.SetLossRule = channel.unary_unary(
+                '/flyd.v1.HostsService/SetLossRule',
+                request_serializer=flyd_dot_v1_dot_hosts__pb2.SetLossRuleRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_hosts__pb2.SetLossRuleResponse.FromString,
+                _registered_method=True)
         self.GetVersion = channel.unary_unary(
                 '/flyd.v1.HostsService/GetVersion',
                 request_serializer=flyd_dot_v1_dot_hosts__pb2.GetVersionRequest.SerializeToString,
@@ -48,11 +83,61 @@ class HostsServiceStub:
 
 
 class HostsServiceServicer:
-    """HostsService tells about the hosts of the cluster.
+    """HostsService tells about the hosts of the cluster, and takes them out of use.
     """
 
     def ListHosts(self, request, context):
         """ListHosts returns every host that ever joined, the lost ones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonHost(self, request, context):
+        """CordonHost keeps new machines off a host; what is there stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonHost(self, request, context):
+        """UncordonHost lets a host take machines again and ends its drain, taking back what that had begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainHost(self, request, context):
+        """DrainHost cordons a host and begins to move everything off it, one machine of a group at a time.
+        It runs on the servers; called again, it returns the drain that is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDrain(self, request, context):
+        """WatchDrain streams a drain from its beginning until nothing is left to move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveHost(self, request, context):
+        """RemoveHost deletes a host's records; refused while machines or volumes are left on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLossRule(self, request, context):
+        """GetLossRule returns when a silent host loses its machines.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLossRule(self, request, context):
+        """SetLossRule changes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,6 +158,41 @@ def add_HostsServiceServicer_to_server(servicer, server):
                     request_deserializer=flyd_dot_v1_dot_hosts__pb2.ListHostsRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_hosts__pb2.ListHostsResponse.SerializeToString,
             ),
+            'CordonHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonHost,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.CordonHostRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.CordonHostResponse.SerializeToString,
+            ),
+            'UncordonHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonHost,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.UncordonHostRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.UncordonHostResponse.SerializeToString,
+            ),
+            'DrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainHost,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.DrainHostRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.DrainHostResponse.SerializeToString,
+            ),
+            'WatchDrain': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDrain,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.WatchDrainRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.WatchDrainResponse.SerializeToString,
+            ),
+            'RemoveHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveHost,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.RemoveHostRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.RemoveHostResponse.SerializeToString,
+            ),
+            'GetLossRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLossRule,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.GetLossRuleRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.GetLossRuleResponse.SerializeToString,
+            ),
+            'SetLossRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLossRule,
+                    request_deserializer=flyd_dot_v1_dot_hosts__pb2.SetLossRuleRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_hosts__pb2.SetLossRuleResponse.SerializeToString,
+            ),
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
                     request_deserializer=flyd_dot_v1_dot_hosts__pb2.GetVersionRequest.FromString,
@@ -87,7 +207,7 @@ def add_HostsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HostsService:
-    """HostsService tells about the hosts of the cluster.
+    """HostsService tells about the hosts of the cluster, and takes them out of use.
     """
 
     @staticmethod
@@ -107,6 +227,195 @@ class HostsService:
             '/flyd.v1.HostsService/ListHosts',
             flyd_dot_v1_dot_hosts__pb2.ListHostsRequest.SerializeToString,
             flyd_dot_v1_dot_hosts__pb2.ListHostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.HostsService/CordonHost',
+            flyd_dot_v1_dot_hosts__pb2.CordonHostRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.CordonHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.HostsService/UncordonHost',
+            flyd_dot_v1_dot_hosts__pb2.UncordonHostRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.UncordonHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.HostsService/DrainHost',
+            flyd_dot_v1_dot_hosts__pb2.DrainHostRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.DrainHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flyd.v1.HostsService/WatchDrain',
+            flyd_dot_v1_dot_hosts__pb2.WatchDrainRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.WatchDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.HostsService/RemoveHost',
+            flyd_dot_v1_dot_hosts__pb2.RemoveHostRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.RemoveHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLossRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.HostsService/GetLossRule',
+            flyd_dot_v1_dot_hosts__pb2.GetLossRuleRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.GetLossRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLossRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.HostsService/SetLossRule',
+            flyd_dot_v1_dot_hosts__pb2.SetLossRuleRequest.SerializeToString,
+            flyd_dot_v1_dot_hosts__pb2.SetLossRuleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class HostsServiceStub:
-    """HostsService tells about the hosts of the cluster."""
+    """HostsService tells about the hosts of the cluster, and takes them out of use."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,21 +35,53 @@ class HostsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> HostsServiceAsyncStub: ...
     ListHosts: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.ListHostsRequest, _hosts_pb2.ListHostsResponse]
     """ListHosts returns every host that ever joined, the lost ones too."""
+    CordonHost: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.CordonHostRequest, _hosts_pb2.CordonHostResponse]
+    """CordonHost keeps new machines off a host; what is there stays."""
+    UncordonHost: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.UncordonHostRequest, _hosts_pb2.UncordonHostResponse]
+    """UncordonHost lets a host take machines again and ends its drain, taking back what that had begun."""
+    DrainHost: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.DrainHostRequest, _hosts_pb2.DrainHostResponse]
+    """DrainHost cordons a host and begins to move everything off it, one machine of a group at a time.
+    It runs on the servers; called again, it returns the drain that is under way.
+    """
+    WatchDrain: _grpc.UnaryStreamMultiCallable[_hosts_pb2.WatchDrainRequest, _hosts_pb2.WatchDrainResponse]
+    """WatchDrain streams a drain from its beginning until nothing is left to move."""
+    RemoveHost: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.RemoveHostRequest, _hosts_pb2.RemoveHostResponse]
+    """RemoveHost deletes a host's records; refused while machines or volumes are left on it."""
+    GetLossRule: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.GetLossRuleRequest, _hosts_pb2.GetLossRuleResponse]
+    """GetLossRule returns when a silent host loses its machines."""
+    SetLossRule: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.SetLossRuleRequest, _hosts_pb2.SetLossRuleResponse]
+    """SetLossRule changes it."""
     GetVersion: _grpc.UnaryUnaryMultiCallable[_hosts_pb2.GetVersionRequest, _hosts_pb2.GetVersionResponse]
     """GetVersion returns what the answering flyd is."""
 
 @_typing.type_check_only
 class HostsServiceAsyncStub(HostsServiceStub):
-    """HostsService tells about the hosts of the cluster."""
+    """HostsService tells about the hosts of the cluster, and takes them out of use."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_hosts_pb2.ListHostsRequest, _hosts_pb2.ListHostsResponse]  # type: ignore[assignment]
     """ListHosts returns every host that ever joined, the lost ones too."""
+    CordonHost: _aio.UnaryUnaryMultiCallable[_hosts_pb2.CordonHostRequest, _hosts_pb2.CordonHostResponse]  # type: ignore[assignment]
+    """CordonHost keeps new machines off a host; what is there stays."""
+    UncordonHost: _aio.UnaryUnaryMultiCallable[_hosts_pb2.UncordonHostRequest, _hosts_pb2.UncordonHostResponse]  # type: ignore[assignment]
+    """UncordonHost lets a host take machines again and ends its drain, taking back what that had begun."""
+    DrainHost: _aio.UnaryUnaryMultiCallable[_hosts_pb2.DrainHostRequest, _hosts_pb2.DrainHostResponse]  # type: ignore[assignment]
+    """DrainHost cordons a host and begins to move everything off it, one machine of a group at a time.
+    It runs on the servers; called again, it returns the drain that is under way.
+    """
+    WatchDrain: _aio.UnaryStreamMultiCallable[_hosts_pb2.WatchDrainRequest, _hosts_pb2.WatchDrainResponse]  # type: ignore[assignment]
+    """WatchDrain streams a drain from its beginning until nothing is left to move."""
+    RemoveHost: _aio.UnaryUnaryMultiCallable[_hosts_pb2.RemoveHostRequest, _hosts_pb2.RemoveHostResponse]  # type: ignore[assignment]
+    """RemoveHost deletes a host's records; refused while machines or volumes are left on it."""
+    GetLossRule: _aio.UnaryUnaryMultiCallable[_hosts_pb2.GetLossRuleRequest, _hosts_pb2.GetLossRuleResponse]  # type: ignore[assignment]
+    """GetLossRule returns when a silent host loses its machines."""
+    SetLossRule: _aio.UnaryUnaryMultiCallable[_hosts_pb2.SetLossRuleRequest, _hosts_pb2.SetLossRuleResponse]  # type: ignore[assignment]
+    """SetLossRule changes it."""
     GetVersion: _aio.UnaryUnaryMultiCallable[_hosts_pb2.GetVersionRequest, _hosts_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion returns what the answering flyd is."""
 
 class HostsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """HostsService tells about the hosts of the cluster."""
+    """HostsService tells about the hosts of the cluster, and takes them out of use."""
 
     @_abc_1.abstractmethod
     def ListHosts(
@@ -58,6 +90,64 @@ class HostsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hosts_pb2.ListHostsResponse, _abc.Awaitable[_hosts_pb2.ListHostsResponse]]:
         """ListHosts returns every host that ever joined, the lost ones too."""
+
+    @_abc_1.abstractmethod
+    def CordonHost(
+        self,
+        request: _hosts_pb2.CordonHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hosts_pb2.CordonHostResponse, _abc.Awaitable[_hosts_pb2.CordonHostResponse]]:
+        """CordonHost keeps new machines off a host; what is there stays."""
+
+    @_abc_1.abstractmethod
+    def UncordonHost(
+        self,
+        request: _hosts_pb2.UncordonHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hosts_pb2.UncordonHostResponse, _abc.Awaitable[_hosts_pb2.UncordonHostResponse]]:
+        """UncordonHost lets a host take machines again and ends its drain, taking back what that had begun."""
+
+    @_abc_1.abstractmethod
+    def DrainHost(
+        self,
+        request: _hosts_pb2.DrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hosts_pb2.DrainHostResponse, _abc.Awaitable[_hosts_pb2.DrainHostResponse]]:
+        """DrainHost cordons a host and begins to move everything off it, one machine of a group at a time.
+        It runs on the servers; called again, it returns the drain that is under way.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchDrain(
+        self,
+        request: _hosts_pb2.WatchDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_hosts_pb2.WatchDrainResponse], _abc.AsyncIterator[_hosts_pb2.WatchDrainResponse]]:
+        """WatchDrain streams a drain from its beginning until nothing is left to move."""
+
+    @_abc_1.abstractmethod
+    def RemoveHost(
+        self,
+        request: _hosts_pb2.RemoveHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hosts_pb2.RemoveHostResponse, _abc.Awaitable[_hosts_pb2.RemoveHostResponse]]:
+        """RemoveHost deletes a host's records; refused while machines or volumes are left on it."""
+
+    @_abc_1.abstractmethod
+    def GetLossRule(
+        self,
+        request: _hosts_pb2.GetLossRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hosts_pb2.GetLossRuleResponse, _abc.Awaitable[_hosts_pb2.GetLossRuleResponse]]:
+        """GetLossRule returns when a silent host loses its machines."""
+
+    @_abc_1.abstractmethod
+    def SetLossRule(
+        self,
+        request: _hosts_pb2.SetLossRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hosts_pb2.SetLossRuleResponse, _abc.Awaitable[_hosts_pb2.SetLossRuleResponse]]:
+        """SetLossRule changes it."""
 
     @_abc_1.abstractmethod
     def GetVersion(

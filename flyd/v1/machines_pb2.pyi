@@ -186,8 +186,200 @@ class MachineMount(_message.Message):
 Global___MachineMount: _TypeAlias = MachineMount  # noqa: Y015
 
 @_typing.final
+class MachineHealthCheck(_message.Message):
+    """MachineHealthCheck is a check that the machine's host makes at its private address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    RESTART_LIMIT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """"tcp" or "http"."""
+    port: _builtins.int
+    interval: _builtins.float
+    """Seconds."""
+    timeout: _builtins.float
+    grace_period: _builtins.float
+    method: _builtins.str
+    path: _builtins.str
+    protocol: _builtins.str
+    """"http" or "https"."""
+    restart_limit: _builtins.int
+    """Failures in a row after which the machine is restarted; 0: never."""
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        port: _builtins.int = ...,
+        interval: _builtins.float = ...,
+        timeout: _builtins.float = ...,
+        grace_period: _builtins.float = ...,
+        method: _builtins.str = ...,
+        path: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        restart_limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "headers", b"headers", "interval", b"interval", "method", b"method", "path", b"path", "port", b"port", "protocol", b"protocol", "restart_limit", b"restart_limit", "timeout", b"timeout", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineHealthCheck: _TypeAlias = MachineHealthCheck  # noqa: Y015
+
+@_typing.final
+class MachinePort(_message.Message):
+    """MachinePort is a port on the edge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    HANDLERS_FIELD_NUMBER: _builtins.int
+    FORCE_HTTPS_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    force_https: _builtins.bool
+    @_builtins.property
+    def handlers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        handlers: _abc.Iterable[_builtins.str] | None = ...,
+        force_https: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_https", b"force_https", "handlers", b"handlers", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachinePort: _TypeAlias = MachinePort  # noqa: Y015
+
+@_typing.final
+class MachineConcurrency(_message.Message):
+    """MachineConcurrency is the load that a machine should (soft) and may at most (hard) have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    SOFT_LIMIT_FIELD_NUMBER: _builtins.int
+    HARD_LIMIT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    soft_limit: _builtins.int
+    hard_limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        soft_limit: _builtins.int = ...,
+        hard_limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hard_limit", b"hard_limit", "soft_limit", b"soft_limit", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineConcurrency: _TypeAlias = MachineConcurrency  # noqa: Y015
+
+@_typing.final
+class MachineService(_message.Message):
+    """MachineService is a machine's port that the edge forwards to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERNAL_PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    internal_port: _builtins.int
+    protocol: _builtins.str
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachinePort]: ...
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineHealthCheck]: ...
+    @_builtins.property
+    def concurrency(self) -> Global___MachineConcurrency: ...
+    def __init__(
+        self,
+        *,
+        internal_port: _builtins.int = ...,
+        protocol: _builtins.str = ...,
+        ports: _abc.Iterable[Global___MachinePort] | None = ...,
+        checks: _abc.Iterable[Global___MachineHealthCheck] | None = ...,
+        concurrency: Global___MachineConcurrency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "concurrency", b"concurrency", "internal_port", b"internal_port", "ports", b"ports", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineService: _TypeAlias = MachineService  # noqa: Y015
+
+@_typing.final
+class MachineStop(_message.Message):
+    """MachineStop is how a machine is asked to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    signal: _builtins.str
+    """Like "SIGTERM"."""
+    timeout: _builtins.float
+    """Seconds until SIGKILL, at most 86400; default 5."""
+    def __init__(
+        self,
+        *,
+        signal: _builtins.str = ...,
+        timeout: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "signal", b"signal", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__timeout: _TypeAlias = _typing.Literal["timeout"]  # noqa: Y015
+    _WhichOneofArgType__timeout: _TypeAlias = _typing.Literal["_timeout", b"_timeout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout) -> _WhichOneofReturnType__timeout | None: ...
+
+Global___MachineStop: _TypeAlias = MachineStop  # noqa: Y015
+
+@_typing.final
 class MachineConfig(_message.Message):
-    """MachineConfig is what a machine is to be. `services` and `checks` come with fly.toml deploys."""
+    """MachineConfig is what a machine is to be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,6 +423,47 @@ class MachineConfig(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ChecksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___MachineHealthCheck: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___MachineHealthCheck | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HostLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IMAGE_FIELD_NUMBER: _builtins.int
     CMD_FIELD_NUMBER: _builtins.int
     ENV_FIELD_NUMBER: _builtins.int
@@ -238,9 +471,26 @@ class MachineConfig(_message.Message):
     MOUNTS_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    AUTO_DESTROY_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    PROCESS_GROUP_FIELD_NUMBER: _builtins.int
+    HOST_LABELS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     restart_policy: _builtins.str
     """"no", "on-failure" or "always"."""
+    auto_destroy: _builtins.bool
+    """Destroyed once its process has ended for good."""
+    max_retries: _builtins.int
+    """Of restart policy "on-failure", within 5 minutes; 0: the default, 10."""
+    process_group: _builtins.str
+    schedule: _builtins.str
+    """"hourly", "daily", "weekly" or "monthly": started so long after its last start, if it has ended by
+    then. Empty: not by schedule.
+    """
     @_builtins.property
     def cmd(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -251,6 +501,18 @@ class MachineConfig(_message.Message):
     def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineMount]: ...
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineService]: ...
+    @_builtins.property
+    def checks(self) -> _containers.MessageMap[_builtins.str, Global___MachineHealthCheck]:
+        """Checks that are shown and that deploys wait for, by name; those of services gate routing."""
+
+    @_builtins.property
+    def stop(self) -> Global___MachineStop: ...
+    @_builtins.property
+    def host_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What its host's labels must say."""
+
     def __init__(
         self,
         *,
@@ -261,10 +523,18 @@ class MachineConfig(_message.Message):
         mounts: _abc.Iterable[Global___MachineMount] | None = ...,
         restart_policy: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        services: _abc.Iterable[Global___MachineService] | None = ...,
+        checks: _abc.Mapping[_builtins.str, Global___MachineHealthCheck] | None = ...,
+        stop: Global___MachineStop | None = ...,
+        auto_destroy: _builtins.bool = ...,
+        max_retries: _builtins.int = ...,
+        process_group: _builtins.str = ...,
+        host_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        schedule: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cmd", b"cmd", "env", b"env", "guest", b"guest", "image", b"image", "metadata", b"metadata", "mounts", b"mounts", "restart_policy", b"restart_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_destroy", b"auto_destroy", "checks", b"checks", "cmd", b"cmd", "env", b"env", "guest", b"guest", "host_labels", b"host_labels", "image", b"image", "max_retries", b"max_retries", "metadata", b"metadata", "mounts", b"mounts", "process_group", b"process_group", "restart_policy", b"restart_policy", "schedule", b"schedule", "services", b"services", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +567,9 @@ class Machine(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    RETRY_AT_FIELD_NUMBER: _builtins.int
+    RECENT_EXITS_FIELD_NUMBER: _builtins.int
+    NEXT_START_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     app_name: _builtins.str
@@ -317,6 +590,12 @@ class Machine(_message.Message):
     created_at: _builtins.float
     started_at: _builtins.float
     detail: _builtins.str
+    retry_at: _builtins.float
+    """When it is started again, seconds since the epoch; 0: nothing waits."""
+    recent_exits: _builtins.int
+    """Failures within the last 5 minutes, as of the last one."""
+    next_start_at: _builtins.float
+    """By its schedule, should it have ended by then; seconds since the epoch. 0: no schedule."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineCheck]: ...
     @_builtins.property
@@ -347,14 +626,116 @@ class Machine(_message.Message):
         checks: _abc.Iterable[Global___MachineCheck] | None = ...,
         events: _abc.Iterable[Global___MachineEvent] | None = ...,
         config: Global___MachineConfig | None = ...,
+        retry_at: _builtins.float = ...,
+        recent_exits: _builtins.int = ...,
+        next_start_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "checks", b"checks", "config", b"config", "cordoned", b"cordoned", "created_at", b"created_at", "desired_state", b"desired_state", "detail", b"detail", "events", b"events", "host", b"host", "host_status", b"host_status", "id", b"id", "instance_id", b"instance_id", "name", b"name", "pid", b"pid", "private_ip", b"private_ip", "process_group", b"process_group", "region", b"region", "release_version", b"release_version", "restarts", b"restarts", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "checks", b"checks", "config", b"config", "cordoned", b"cordoned", "created_at", b"created_at", "desired_state", b"desired_state", "detail", b"detail", "events", b"events", "host", b"host", "host_status", b"host_status", "id", b"id", "instance_id", b"instance_id", "name", b"name", "next_start_at", b"next_start_at", "pid", b"pid", "private_ip", b"private_ip", "process_group", b"process_group", "recent_exits", b"recent_exits", "region", b"region", "release_version", b"release_version", "restarts", b"restarts", "retry_at", b"retry_at", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Machine: _TypeAlias = Machine  # noqa: Y015
+
+@_typing.final
+class MachineLease(_message.Message):
+    """MachineLease is somebody's hold on a machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    nonce: _builtins.str
+    """Only in the answer to its taker."""
+    owner: _builtins.str
+    description: _builtins.str
+    expires_at: _builtins.float
+    """Seconds since the epoch, by the clock of the host that was asked."""
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        nonce: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        description: _builtins.str = ...,
+        expires_at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "expires_at", b"expires_at", "machine_id", b"machine_id", "nonce", b"nonce", "owner", b"owner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineLease: _TypeAlias = MachineLease  # noqa: Y015
+
+@_typing.final
+class MachineProcess(_message.Message):
+    """MachineProcess is one process of a machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    MEMORY_KB_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
+    LISTEN_SOCKETS_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """On the machine's host."""
+    command: _builtins.str
+    memory_kb: _builtins.int
+    cpu: _builtins.float
+    """Seconds of CPU used."""
+    @_builtins.property
+    def listen_sockets(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineSocket]: ...
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        command: _builtins.str = ...,
+        memory_kb: _builtins.int = ...,
+        cpu: _builtins.float = ...,
+        listen_sockets: _abc.Iterable[Global___MachineSocket] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpu", b"cpu", "listen_sockets", b"listen_sockets", "memory_kb", b"memory_kb", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineProcess: _TypeAlias = MachineProcess  # noqa: Y015
+
+@_typing.final
+class MachineSocket(_message.Message):
+    """MachineSocket is an address that a process receives on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTO_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    proto: _builtins.str
+    """"tcp", "tcp6", "udp" or "udp6"."""
+    address: _builtins.str
+    port: _builtins.int
+    def __init__(
+        self,
+        *,
+        proto: _builtins.str = ...,
+        address: _builtins.str = ...,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "port", b"port", "proto", b"proto"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineSocket: _TypeAlias = MachineSocket  # noqa: Y015
 
 @_typing.final
 class CreateMachineRequest(_message.Message):
@@ -364,9 +745,12 @@ class CreateMachineRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     name: _builtins.str
     region: _builtins.str
+    idempotency_key: _builtins.str
+    """A retry with the same key (and the same request) makes no second machine. Kept for a day."""
     @_builtins.property
     def config(self) -> Global___MachineConfig: ...
     def __init__(
@@ -376,10 +760,11 @@ class CreateMachineRequest(_message.Message):
         name: _builtins.str = ...,
         region: _builtins.str = ...,
         config: Global___MachineConfig | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "config", b"config", "name", b"name", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "config", b"config", "idempotency_key", b"idempotency_key", "name", b"name", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,20 +836,58 @@ Global___GetMachineResponse: _TypeAlias = GetMachineResponse  # noqa: Y015
 class ListMachinesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     APP_NAME_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     """Empty: of all applications."""
     region: _builtins.str
+    state: _builtins.str
+    """Like "started". Empty: any."""
+    page_size: _builtins.int
+    """At most 1000; 0: no pages."""
+    page_token: _builtins.str
+    """The answer's next_page_token; empty: from the beginning."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All of these must be set so."""
+
     def __init__(
         self,
         *,
         app_name: _builtins.str = ...,
         region: _builtins.str = ...,
+        state: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "metadata", b"metadata", "page_size", b"page_size", "page_token", b"page_token", "region", b"region", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,20 +898,179 @@ class ListMachinesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MACHINES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: these were the last."""
     @_builtins.property
     def machines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Machine]: ...
     def __init__(
         self,
         *,
         machines: _abc.Iterable[Global___Machine] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["machines", b"machines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machines", b"machines", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMachinesResponse: _TypeAlias = ListMachinesResponse  # noqa: Y015
+
+@_typing.final
+class WatchMachinesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    """Empty: of all applications."""
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMachinesRequest: _TypeAlias = WatchMachinesRequest  # noqa: Y015
+
+@_typing.final
+class WatchMachinesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINES_FIELD_NUMBER: _builtins.int
+    DESTROYED_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def machines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Machine]:
+        """Those that are new or have changed."""
+
+    @_builtins.property
+    def destroyed_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are gone."""
+
+    def __init__(
+        self,
+        *,
+        machines: _abc.Iterable[Global___Machine] | None = ...,
+        destroyed_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destroyed_ids", b"destroyed_ids", "machines", b"machines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMachinesResponse: _TypeAlias = WatchMachinesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    CURRENT_VERSION_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    current_version: _builtins.str
+    """The instance_id that this replaces; ABORTED if it is another by now. Empty: whichever."""
+    lease_nonce: _builtins.str
+    @_builtins.property
+    def config(self) -> Global___MachineConfig:
+        """The whole configuration: what is not given is not kept."""
+
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        config: Global___MachineConfig | None = ...,
+        current_version: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "config", b"config", "current_version", b"current_version", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateMachineRequest: _TypeAlias = UpdateMachineRequest  # noqa: Y015
+
+@_typing.final
+class UpdateMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def machine(self) -> Global___Machine: ...
+    def __init__(
+        self,
+        *,
+        machine: Global___Machine | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateMachineResponse: _TypeAlias = UpdateMachineResponse  # noqa: Y015
+
+@_typing.final
+class CloneMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    region: _builtins.str
+    """Empty: the same."""
+    name: _builtins.str
+    idempotency_key: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        region: _builtins.str = ...,
+        name: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "idempotency_key", b"idempotency_key", "machine_id", b"machine_id", "name", b"name", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneMachineRequest: _TypeAlias = CloneMachineRequest  # noqa: Y015
+
+@_typing.final
+class CloneMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def machine(self) -> Global___Machine: ...
+    def __init__(
+        self,
+        *,
+        machine: Global___Machine | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneMachineResponse: _TypeAlias = CloneMachineResponse  # noqa: Y015
 
 @_typing.final
 class StartMachineRequest(_message.Message):
@@ -496,17 +1078,20 @@ class StartMachineRequest(_message.Message):
 
     APP_NAME_FIELD_NUMBER: _builtins.int
     MACHINE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     machine_id: _builtins.str
+    lease_nonce: _builtins.str
     def __init__(
         self,
         *,
         app_name: _builtins.str = ...,
         machine_id: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -537,19 +1122,32 @@ class StopMachineRequest(_message.Message):
 
     APP_NAME_FIELD_NUMBER: _builtins.int
     MACHINE_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     machine_id: _builtins.str
+    signal: _builtins.str
+    """Default: as the machine's configuration says."""
+    timeout: _builtins.float
+    """Seconds until SIGKILL, at most 86400. Default: as the configuration says."""
+    lease_nonce: _builtins.str
     def __init__(
         self,
         *,
         app_name: _builtins.str = ...,
         machine_id: _builtins.str = ...,
+        signal: _builtins.str = ...,
+        timeout: _builtins.float | None = ...,
+        lease_nonce: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "app_name", b"app_name", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id", "signal", b"signal", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__timeout: _TypeAlias = _typing.Literal["timeout"]  # noqa: Y015
+    _WhichOneofArgType__timeout: _TypeAlias = _typing.Literal["_timeout", b"_timeout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout) -> _WhichOneofReturnType__timeout | None: ...
 
 Global___StopMachineRequest: _TypeAlias = StopMachineRequest  # noqa: Y015
 
@@ -573,25 +1171,624 @@ class StopMachineResponse(_message.Message):
 Global___StopMachineResponse: _TypeAlias = StopMachineResponse  # noqa: Y015
 
 @_typing.final
+class SuspendMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendMachineRequest: _TypeAlias = SuspendMachineRequest  # noqa: Y015
+
+@_typing.final
+class SuspendMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendMachineResponse: _TypeAlias = SuspendMachineResponse  # noqa: Y015
+
+@_typing.final
+class RestartMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    signal: _builtins.str
+    """As of StopMachine."""
+    timeout: _builtins.float
+    lease_nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        signal: _builtins.str = ...,
+        timeout: _builtins.float | None = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "app_name", b"app_name", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id", "signal", b"signal", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__timeout: _TypeAlias = _typing.Literal["timeout"]  # noqa: Y015
+    _WhichOneofArgType__timeout: _TypeAlias = _typing.Literal["_timeout", b"_timeout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout) -> _WhichOneofReturnType__timeout | None: ...
+
+Global___RestartMachineRequest: _TypeAlias = RestartMachineRequest  # noqa: Y015
+
+@_typing.final
+class RestartMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIOUS_STATE_FIELD_NUMBER: _builtins.int
+    previous_state: _builtins.str
+    def __init__(
+        self,
+        *,
+        previous_state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous_state", b"previous_state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartMachineResponse: _TypeAlias = RestartMachineResponse  # noqa: Y015
+
+@_typing.final
+class SignalMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    signal: _builtins.str
+    lease_nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        signal: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalMachineRequest: _TypeAlias = SignalMachineRequest  # noqa: Y015
+
+@_typing.final
+class SignalMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalMachineResponse: _TypeAlias = SignalMachineResponse  # noqa: Y015
+
+@_typing.final
+class CordonMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    lease_nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonMachineRequest: _TypeAlias = CordonMachineRequest  # noqa: Y015
+
+@_typing.final
+class CordonMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonMachineResponse: _TypeAlias = CordonMachineResponse  # noqa: Y015
+
+@_typing.final
+class UncordonMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    lease_nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UncordonMachineRequest: _TypeAlias = UncordonMachineRequest  # noqa: Y015
+
+@_typing.final
+class UncordonMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UncordonMachineResponse: _TypeAlias = UncordonMachineResponse  # noqa: Y015
+
+@_typing.final
+class ListMachineProcessesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMachineProcessesRequest: _TypeAlias = ListMachineProcessesRequest  # noqa: Y015
+
+@_typing.final
+class ListMachineProcessesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineProcess]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Like that nothing listens on a service's internal port."""
+
+    def __init__(
+        self,
+        *,
+        processes: _abc.Iterable[Global___MachineProcess] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMachineProcessesResponse: _TypeAlias = ListMachineProcessesResponse  # noqa: Y015
+
+@_typing.final
+class GetMachineMetadataRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMachineMetadataRequest: _TypeAlias = GetMachineMetadataRequest  # noqa: Y015
+
+@_typing.final
+class GetMachineMetadataResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    METADATA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMachineMetadataResponse: _TypeAlias = GetMachineMetadataResponse  # noqa: Y015
+
+@_typing.final
+class SetMachineMetadataRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    key: _builtins.str
+    value: _builtins.str
+    lease_nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "key", b"key", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMachineMetadataRequest: _TypeAlias = SetMachineMetadataRequest  # noqa: Y015
+
+@_typing.final
+class SetMachineMetadataResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMachineMetadataResponse: _TypeAlias = SetMachineMetadataResponse  # noqa: Y015
+
+@_typing.final
+class DeleteMachineMetadataRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    key: _builtins.str
+    lease_nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        lease_nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "key", b"key", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMachineMetadataRequest: _TypeAlias = DeleteMachineMetadataRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMachineMetadataResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMachineMetadataResponse: _TypeAlias = DeleteMachineMetadataResponse  # noqa: Y015
+
+@_typing.final
+class GetMachineLeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMachineLeaseRequest: _TypeAlias = GetMachineLeaseRequest  # noqa: Y015
+
+@_typing.final
+class GetMachineLeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___MachineLease: ...
+    def __init__(
+        self,
+        *,
+        lease: Global___MachineLease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMachineLeaseResponse: _TypeAlias = GetMachineLeaseResponse  # noqa: Y015
+
+@_typing.final
+class AcquireMachineLeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    ttl: _builtins.int
+    """Seconds, 2 to 86400; default 60."""
+    owner: _builtins.str
+    """Who takes it, and what for; shown to those who are refused."""
+    description: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        ttl: _builtins.int = ...,
+        owner: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "description", b"description", "machine_id", b"machine_id", "owner", b"owner", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcquireMachineLeaseRequest: _TypeAlias = AcquireMachineLeaseRequest  # noqa: Y015
+
+@_typing.final
+class AcquireMachineLeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___MachineLease: ...
+    def __init__(
+        self,
+        *,
+        lease: Global___MachineLease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcquireMachineLeaseResponse: _TypeAlias = AcquireMachineLeaseResponse  # noqa: Y015
+
+@_typing.final
+class RenewMachineLeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    nonce: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id", "nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewMachineLeaseRequest: _TypeAlias = RenewMachineLeaseRequest  # noqa: Y015
+
+@_typing.final
+class RenewMachineLeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___MachineLease: ...
+    def __init__(
+        self,
+        *,
+        lease: Global___MachineLease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewMachineLeaseResponse: _TypeAlias = RenewMachineLeaseResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseMachineLeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    machine_id: _builtins.str
+    nonce: _builtins.str
+    force: _builtins.bool
+    """Whoever holds it."""
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
+        nonce: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "force", b"force", "machine_id", b"machine_id", "nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseMachineLeaseRequest: _TypeAlias = ReleaseMachineLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseMachineLeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseMachineLeaseResponse: _TypeAlias = ReleaseMachineLeaseResponse  # noqa: Y015
+
+@_typing.final
 class DestroyMachineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_NAME_FIELD_NUMBER: _builtins.int
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    LEASE_NONCE_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     machine_id: _builtins.str
     force: _builtins.bool
+    lease_nonce: _builtins.str
     def __init__(
         self,
         *,
         app_name: _builtins.str = ...,
         machine_id: _builtins.str = ...,
         force: _builtins.bool = ...,
+        lease_nonce: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "force", b"force", "machine_id", b"machine_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "force", b"force", "lease_nonce", b"lease_nonce", "machine_id", b"machine_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -620,12 +1817,15 @@ class WaitMachineRequest(_message.Message):
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     machine_id: _builtins.str
     state: _builtins.str
     """Default "started"."""
     timeout: _builtins.float
     """Seconds, default and at most 60."""
+    instance_id: _builtins.str
+    """Only this version counts; with "stopped" and a version given, another one's stop does not."""
     def __init__(
         self,
         *,
@@ -633,10 +1833,11 @@ class WaitMachineRequest(_message.Message):
         machine_id: _builtins.str = ...,
         state: _builtins.str = ...,
         timeout: _builtins.float = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine_id", b"machine_id", "state", b"state", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "instance_id", b"instance_id", "machine_id", b"machine_id", "state", b"state", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class MachinesServiceStub:
-    """MachinesService creates, lists, starts, stops and destroys machines, and reaches into them.
+    """MachinesService creates, lists, changes and destroys machines, and reaches into them.
+
+    A change of a machine on which somebody holds a lease needs the lease's nonce: without it the call
+    is ABORTED and the message names the holder.
     """
 
     def __init__(self, channel):
@@ -50,6 +53,21 @@ class MachinesServiceStub:
                 request_serializer=flyd_dot_v1_dot_machines__pb2.ListMachinesRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_machines__pb2.ListMachinesResponse.FromString,
                 _registered_method=True)
+        self.WatchMachines = channel.unary_stream(
+                '/flyd.v1.MachinesService/WatchMachines',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.WatchMachinesRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.WatchMachinesResponse.FromString,
+                _registered_method=True)
+        self.UpdateMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/UpdateMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.UpdateMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.UpdateMachineResponse.FromString,
+                _registered_method=True)
+        self.CloneMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/CloneMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.CloneMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.CloneMachineResponse.FromString,
+                _registered_method=True)
         self.StartMachine = channel.unary_unary(
                 '/flyd.v1.MachinesService/StartMachine',
                 request_serializer=flyd_dot_v1_dot_machines__pb2.StartMachineRequest.SerializeToString,
@@ -60,6 +78,31 @@ class MachinesServiceStub:
                 request_serializer=flyd_dot_v1_dot_machines__pb2.StopMachineRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_machines__pb2.StopMachineResponse.FromString,
                 _registered_method=True)
+        self.SuspendMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/SuspendMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.SuspendMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.SuspendMachineResponse.FromString,
+                _registered_method=True)
+        self.RestartMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/RestartMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.RestartMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.RestartMachineResponse.FromString,
+                _registered_method=True)
+        self.SignalMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/SignalMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.SignalMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.SignalMachineResponse.FromString,
+                _registered_method=True)
+        self.CordonMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/CordonMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.CordonMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.CordonMachineResponse.FromString,
+                _registered_method=True)
+        self.UncordonMachine = channel.unary_unary(
+                '/flyd.v1.MachinesService/UncordonMachine',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.UncordonMachineRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.UncordonMachineResponse.FromString,
+                _registered_method=True)
         self.DestroyMachine = channel.unary_unary(
                 '/flyd.v1.MachinesService/DestroyMachine',
                 request_serializer=flyd_dot_v1_dot_machines__pb2.DestroyMachineRequest.SerializeToString,
@@ -69,6 +112,46 @@ class MachinesServiceStub:
                 '/flyd.v1.MachinesService/WaitMachine',
                 request_serializer=flyd_dot_v1_dot_machines__pb2.WaitMachineRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_machines__pb2.WaitMachineResponse.FromString,
+                _registered_method=True)
+        self.ListMachineProcesses = channel.unary_unary(
+                '/flyd.v1.MachinesService/ListMachineProcesses',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.ListMachineProcessesRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.ListMachineProcessesResponse.FromString,
+                _registered_method=True)
+        self.GetMachineMetadata = channel.unary_unary(
+                '/flyd.v1.MachinesService/GetMachineMetadata',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.GetMachineMetadataRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.GetMachineMetadataResponse.FromString,
+                _registered_method=True)
+        self.SetMachineMetadata = channel.unary_unary(
+                '/flyd.v1.MachinesService/SetMachineMetadata',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.SetMachineMetadataRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.SetMachineMetadataResponse.FromString,
+                _registered_method=True)
+        self.DeleteMachineMetadata = channel.unary_unary(
+                '/flyd.v1.MachinesService/DeleteMachineMetadata',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.DeleteMachineMetadataRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.DeleteMachineMetadataResponse.FromString,
+                _registered_method=True)
+        self.GetMachineLease = channel.unary_unary(
+                '/flyd.v1.MachinesService/GetMachineLease',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.GetMachineLeaseRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.GetMachineLeaseResponse.FromString,
+                _registered_method=True)
+        self.AcquireMachineLease = channel.unary_unary(
+                '/flyd.v1.MachinesService/AcquireMachineLease',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.AcquireMachineLeaseRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.AcquireMachineLeaseResponse.FromString,
+                _registered_method=True)
+        self.RenewMachineLease = channel.unary_unary(
+                '/flyd.v1.MachinesService/RenewMachineLease',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.RenewMachineLeaseRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.RenewMachineLeaseResponse.FromString,
+                _registered_method=True)
+        self.ReleaseMachineLease = channel.unary_unary(
+                '/flyd.v1.MachinesService/ReleaseMachineLease',
+                request_serializer=flyd_dot_v1_dot_machines__pb2.ReleaseMachineLeaseRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_machines__pb2.ReleaseMachineLeaseResponse.FromString,
                 _registered_method=True)
         self.ExecMachine = channel.unary_stream(
                 '/flyd.v1.MachinesService/ExecMachine',
@@ -83,11 +166,15 @@ class MachinesServiceStub:
 
 
 class MachinesServiceServicer:
-    """MachinesService creates, lists, starts, stops and destroys machines, and reaches into them.
+    """MachinesService creates, lists, changes and destroys machines, and reaches into them.
+
+    A change of a machine on which somebody holds a lease needs the lease's nonce: without it the call
+    is ABORTED and the message names the holder.
     """
 
     def CreateMachine(self, request, context):
         """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason.
+        Retried with the same idempotency_key within a day it answers with the machine it made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +188,29 @@ class MachinesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMachines(self, request, context):
-        """ListMachines returns an application's machines, or all if no application is named.
+        """ListMachines returns an application's machines, or all if no application is named; by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchMachines(self, request, context):
+        """WatchMachines answers with all machines as they are, then with each that changes, for ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMachine(self, request, context):
+        """UpdateMachine replaces a machine's configuration by a whole new one: a new instance_id. A machine
+        that is started is stopped and started as the new version; a stopped one stays stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneMachine(self, request, context):
+        """CloneMachine places a new machine with another's configuration; volumes are new and empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,7 +224,44 @@ class MachinesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopMachine(self, request, context):
-        """StopMachine wants the machine stopped.
+        """StopMachine wants the machine stopped: signal, wait up to timeout, SIGKILL. Asked again while it
+        waits, the newest wish counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendMachine(self, request, context):
+        """SuspendMachine is always refused (FAILED_PRECONDITION): no driver keeps a machine's memory over a
+        restart of its host. The message says what to do instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartMachine(self, request, context):
+        """RestartMachine wants the machine's process ended and started again, also if it rests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignalMachine(self, request, context):
+        """SignalMachine sends a signal to the machine's main process, once, now. It changes no intent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonMachine(self, request, context):
+        """CordonMachine keeps the machine out of routing; it runs on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonMachine(self, request, context):
+        """UncordonMachine lets the machine back into routing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +276,62 @@ class MachinesServiceServicer:
 
     def WaitMachine(self, request, context):
         """WaitMachine returns when the machine is in the state, or DEADLINE_EXCEEDED says where it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMachineProcesses(self, request, context):
+        """ListMachineProcesses shows what runs in the machine, and warns of services nobody listens for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMachineMetadata(self, request, context):
+        """GetMachineMetadata returns all of a machine's metadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMachineMetadata(self, request, context):
+        """SetMachineMetadata sets one key; it makes no new version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMachineMetadata(self, request, context):
+        """DeleteMachineMetadata removes one key; an absent one is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMachineLease(self, request, context):
+        """GetMachineLease says who holds the machine; NOT_FOUND if nobody does. The nonce is not told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcquireMachineLease(self, request, context):
+        """AcquireMachineLease takes the machine for a while: the nonce of the answer is the key to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewMachineLease(self, request, context):
+        """RenewMachineLease lets the lease's time begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseMachineLease(self, request, context):
+        """ReleaseMachineLease gives the machine back; with force also somebody else's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +369,21 @@ def add_MachinesServiceServicer_to_server(servicer, server):
                     request_deserializer=flyd_dot_v1_dot_machines__pb2.ListMachinesRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_machines__pb2.ListMachinesResponse.SerializeToString,
             ),
+            'WatchMachines': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMachines,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.WatchMachinesRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.WatchMachinesResponse.SerializeToString,
+            ),
+            'UpdateMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.UpdateMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.UpdateMachineResponse.SerializeToString,
+            ),
+            'CloneMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.CloneMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.CloneMachineResponse.SerializeToString,
+            ),
             'StartMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.StartMachine,
                     request_deserializer=flyd_dot_v1_dot_machines__pb2.StartMachineRequest.FromString,
@@ -177,6 +394,31 @@ def add_MachinesServiceServicer_to_server(servicer, server):
                     request_deserializer=flyd_dot_v1_dot_machines__pb2.StopMachineRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_machines__pb2.StopMachineResponse.SerializeToString,
             ),
+            'SuspendMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.SuspendMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.SuspendMachineResponse.SerializeToString,
+            ),
+            'RestartMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.RestartMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.RestartMachineResponse.SerializeToString,
+            ),
+            'SignalMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.SignalMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.SignalMachineResponse.SerializeToString,
+            ),
+            'CordonMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.CordonMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.CordonMachineResponse.SerializeToString,
+            ),
+            'UncordonMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonMachine,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.UncordonMachineRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.UncordonMachineResponse.SerializeToString,
+            ),
             'DestroyMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.DestroyMachine,
                     request_deserializer=flyd_dot_v1_dot_machines__pb2.DestroyMachineRequest.FromString,
@@ -186,6 +428,46 @@ def add_MachinesServiceServicer_to_server(servicer, server):
                     servicer.WaitMachine,
                     request_deserializer=flyd_dot_v1_dot_machines__pb2.WaitMachineRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_machines__pb2.WaitMachineResponse.SerializeToString,
+            ),
+            'ListMachineProcesses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMachineProcesses,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.ListMachineProcessesRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.ListMachineProcessesResponse.SerializeToString,
+            ),
+            'GetMachineMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMachineMetadata,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.GetMachineMetadataRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.GetMachineMetadataResponse.SerializeToString,
+            ),
+            'SetMachineMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMachineMetadata,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.SetMachineMetadataRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.SetMachineMetadataResponse.SerializeToString,
+            ),
+            'DeleteMachineMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMachineMetadata,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.DeleteMachineMetadataRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.DeleteMachineMetadataResponse.SerializeToString,
+            ),
+            'GetMachineLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMachineLease,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.GetMachineLeaseRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.GetMachineLeaseResponse.SerializeToString,
+            ),
+            'AcquireMachineLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireMachineLease,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.AcquireMachineLeaseRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.AcquireMachineLeaseResponse.SerializeToString,
+            ),
+            'RenewMachineLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewMachineLease,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.RenewMachineLeaseRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.RenewMachineLeaseResponse.SerializeToString,
+            ),
+            'ReleaseMachineLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseMachineLease,
+                    request_deserializer=flyd_dot_v1_dot_machines__pb2.ReleaseMachineLeaseRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_machines__pb2.ReleaseMachineLeaseResponse.SerializeToString,
             ),
             'ExecMachine': grpc.unary_stream_rpc_method_handler(
                     servicer.ExecMachine,
@@ -206,7 +488,10 @@ def add_MachinesServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MachinesService:
-    """MachinesService creates, lists, starts, stops and destroys machines, and reaches into them.
+    """MachinesService creates, lists, changes and destroys machines, and reaches into them.
+
+    A change of a machine on which somebody holds a lease needs the lease's nonce: without it the call
+    is ABORTED and the message names the holder.
     """
 
     @staticmethod
@@ -291,6 +576,87 @@ class MachinesService:
             _registered_method=True)
 
     @staticmethod
+    def WatchMachines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flyd.v1.MachinesService/WatchMachines',
+            flyd_dot_v1_dot_machines__pb2.WatchMachinesRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.WatchMachinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/UpdateMachine',
+            flyd_dot_v1_dot_machines__pb2.UpdateMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.UpdateMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/CloneMachine',
+            flyd_dot_v1_dot_machines__pb2.CloneMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.CloneMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StartMachine(request,
             target,
             options=(),
@@ -345,6 +711,141 @@ class MachinesService:
             _registered_method=True)
 
     @staticmethod
+    def SuspendMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/SuspendMachine',
+            flyd_dot_v1_dot_machines__pb2.SuspendMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.SuspendMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/RestartMachine',
+            flyd_dot_v1_dot_machines__pb2.RestartMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.RestartMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/SignalMachine',
+            flyd_dot_v1_dot_machines__pb2.SignalMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.SignalMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/CordonMachine',
+            flyd_dot_v1_dot_machines__pb2.CordonMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.CordonMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/UncordonMachine',
+            flyd_dot_v1_dot_machines__pb2.UncordonMachineRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.UncordonMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DestroyMachine(request,
             target,
             options=(),
@@ -388,6 +889,222 @@ class MachinesService:
             '/flyd.v1.MachinesService/WaitMachine',
             flyd_dot_v1_dot_machines__pb2.WaitMachineRequest.SerializeToString,
             flyd_dot_v1_dot_machines__pb2.WaitMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMachineProcesses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/ListMachineProcesses',
+            flyd_dot_v1_dot_machines__pb2.ListMachineProcessesRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.ListMachineProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMachineMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/GetMachineMetadata',
+            flyd_dot_v1_dot_machines__pb2.GetMachineMetadataRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.GetMachineMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMachineMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/SetMachineMetadata',
+            flyd_dot_v1_dot_machines__pb2.SetMachineMetadataRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.SetMachineMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMachineMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/DeleteMachineMetadata',
+            flyd_dot_v1_dot_machines__pb2.DeleteMachineMetadataRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.DeleteMachineMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMachineLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/GetMachineLease',
+            flyd_dot_v1_dot_machines__pb2.GetMachineLeaseRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.GetMachineLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireMachineLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/AcquireMachineLease',
+            flyd_dot_v1_dot_machines__pb2.AcquireMachineLeaseRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.AcquireMachineLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewMachineLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/RenewMachineLease',
+            flyd_dot_v1_dot_machines__pb2.RenewMachineLeaseRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.RenewMachineLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseMachineLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.MachinesService/ReleaseMachineLease',
+            flyd_dot_v1_dot_machines__pb2.ReleaseMachineLeaseRequest.SerializeToString,
+            flyd_dot_v1_dot_machines__pb2.ReleaseMachineLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,26 +27,70 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MachinesServiceStub:
-    """MachinesService creates, lists, starts, stops and destroys machines, and reaches into them."""
+    """MachinesService creates, lists, changes and destroys machines, and reaches into them.
+
+    A change of a machine on which somebody holds a lease needs the lease's nonce: without it the call
+    is ABORTED and the message names the holder.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MachinesServiceAsyncStub: ...
     CreateMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.CreateMachineRequest, _machines_pb2.CreateMachineResponse]
-    """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason."""
+    """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason.
+    Retried with the same idempotency_key within a day it answers with the machine it made.
+    """
     GetMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.GetMachineRequest, _machines_pb2.GetMachineResponse]
     """GetMachine returns one machine."""
     ListMachines: _grpc.UnaryUnaryMultiCallable[_machines_pb2.ListMachinesRequest, _machines_pb2.ListMachinesResponse]
-    """ListMachines returns an application's machines, or all if no application is named."""
+    """ListMachines returns an application's machines, or all if no application is named; by id."""
+    WatchMachines: _grpc.UnaryStreamMultiCallable[_machines_pb2.WatchMachinesRequest, _machines_pb2.WatchMachinesResponse]
+    """WatchMachines answers with all machines as they are, then with each that changes, for ever."""
+    UpdateMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.UpdateMachineRequest, _machines_pb2.UpdateMachineResponse]
+    """UpdateMachine replaces a machine's configuration by a whole new one: a new instance_id. A machine
+    that is started is stopped and started as the new version; a stopped one stays stopped.
+    """
+    CloneMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.CloneMachineRequest, _machines_pb2.CloneMachineResponse]
+    """CloneMachine places a new machine with another's configuration; volumes are new and empty."""
     StartMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.StartMachineRequest, _machines_pb2.StartMachineResponse]
     """StartMachine wants the machine started. It does not wait: see WaitMachine."""
     StopMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.StopMachineRequest, _machines_pb2.StopMachineResponse]
-    """StopMachine wants the machine stopped."""
+    """StopMachine wants the machine stopped: signal, wait up to timeout, SIGKILL. Asked again while it
+    waits, the newest wish counts.
+    """
+    SuspendMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.SuspendMachineRequest, _machines_pb2.SuspendMachineResponse]
+    """SuspendMachine is always refused (FAILED_PRECONDITION): no driver keeps a machine's memory over a
+    restart of its host. The message says what to do instead.
+    """
+    RestartMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.RestartMachineRequest, _machines_pb2.RestartMachineResponse]
+    """RestartMachine wants the machine's process ended and started again, also if it rests."""
+    SignalMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.SignalMachineRequest, _machines_pb2.SignalMachineResponse]
+    """SignalMachine sends a signal to the machine's main process, once, now. It changes no intent."""
+    CordonMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.CordonMachineRequest, _machines_pb2.CordonMachineResponse]
+    """CordonMachine keeps the machine out of routing; it runs on."""
+    UncordonMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.UncordonMachineRequest, _machines_pb2.UncordonMachineResponse]
+    """UncordonMachine lets the machine back into routing."""
     DestroyMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.DestroyMachineRequest, _machines_pb2.DestroyMachineResponse]
     """DestroyMachine wants the machine gone. A started machine is refused without force."""
     WaitMachine: _grpc.UnaryUnaryMultiCallable[_machines_pb2.WaitMachineRequest, _machines_pb2.WaitMachineResponse]
     """WaitMachine returns when the machine is in the state, or DEADLINE_EXCEEDED says where it is."""
+    ListMachineProcesses: _grpc.UnaryUnaryMultiCallable[_machines_pb2.ListMachineProcessesRequest, _machines_pb2.ListMachineProcessesResponse]
+    """ListMachineProcesses shows what runs in the machine, and warns of services nobody listens for."""
+    GetMachineMetadata: _grpc.UnaryUnaryMultiCallable[_machines_pb2.GetMachineMetadataRequest, _machines_pb2.GetMachineMetadataResponse]
+    """GetMachineMetadata returns all of a machine's metadata."""
+    SetMachineMetadata: _grpc.UnaryUnaryMultiCallable[_machines_pb2.SetMachineMetadataRequest, _machines_pb2.SetMachineMetadataResponse]
+    """SetMachineMetadata sets one key; it makes no new version."""
+    DeleteMachineMetadata: _grpc.UnaryUnaryMultiCallable[_machines_pb2.DeleteMachineMetadataRequest, _machines_pb2.DeleteMachineMetadataResponse]
+    """DeleteMachineMetadata removes one key; an absent one is no error."""
+    GetMachineLease: _grpc.UnaryUnaryMultiCallable[_machines_pb2.GetMachineLeaseRequest, _machines_pb2.GetMachineLeaseResponse]
+    """GetMachineLease says who holds the machine; NOT_FOUND if nobody does. The nonce is not told."""
+    AcquireMachineLease: _grpc.UnaryUnaryMultiCallable[_machines_pb2.AcquireMachineLeaseRequest, _machines_pb2.AcquireMachineLeaseResponse]
+    """AcquireMachineLease takes the machine for a while: the nonce of the answer is the key to it."""
+    RenewMachineLease: _grpc.UnaryUnaryMultiCallable[_machines_pb2.RenewMachineLeaseRequest, _machines_pb2.RenewMachineLeaseResponse]
+    """RenewMachineLease lets the lease's time begin anew."""
+    ReleaseMachineLease: _grpc.UnaryUnaryMultiCallable[_machines_pb2.ReleaseMachineLeaseRequest, _machines_pb2.ReleaseMachineLeaseResponse]
+    """ReleaseMachineLease gives the machine back; with force also somebody else's."""
     ExecMachine: _grpc.UnaryStreamMultiCallable[_machines_pb2.ExecMachineRequest, _machines_pb2.ExecMachineResponse]
     """ExecMachine runs a command inside the machine and streams what it prints."""
     StreamLogs: _grpc.UnaryStreamMultiCallable[_machines_pb2.StreamLogsRequest, _machines_pb2.StreamLogsResponse]
@@ -54,30 +98,78 @@ class MachinesServiceStub:
 
 @_typing.type_check_only
 class MachinesServiceAsyncStub(MachinesServiceStub):
-    """MachinesService creates, lists, starts, stops and destroys machines, and reaches into them."""
+    """MachinesService creates, lists, changes and destroys machines, and reaches into them.
+
+    A change of a machine on which somebody holds a lease needs the lease's nonce: without it the call
+    is ABORTED and the message names the holder.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.CreateMachineRequest, _machines_pb2.CreateMachineResponse]  # type: ignore[assignment]
-    """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason."""
+    """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason.
+    Retried with the same idempotency_key within a day it answers with the machine it made.
+    """
     GetMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.GetMachineRequest, _machines_pb2.GetMachineResponse]  # type: ignore[assignment]
     """GetMachine returns one machine."""
     ListMachines: _aio.UnaryUnaryMultiCallable[_machines_pb2.ListMachinesRequest, _machines_pb2.ListMachinesResponse]  # type: ignore[assignment]
-    """ListMachines returns an application's machines, or all if no application is named."""
+    """ListMachines returns an application's machines, or all if no application is named; by id."""
+    WatchMachines: _aio.UnaryStreamMultiCallable[_machines_pb2.WatchMachinesRequest, _machines_pb2.WatchMachinesResponse]  # type: ignore[assignment]
+    """WatchMachines answers with all machines as they are, then with each that changes, for ever."""
+    UpdateMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.UpdateMachineRequest, _machines_pb2.UpdateMachineResponse]  # type: ignore[assignment]
+    """UpdateMachine replaces a machine's configuration by a whole new one: a new instance_id. A machine
+    that is started is stopped and started as the new version; a stopped one stays stopped.
+    """
+    CloneMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.CloneMachineRequest, _machines_pb2.CloneMachineResponse]  # type: ignore[assignment]
+    """CloneMachine places a new machine with another's configuration; volumes are new and empty."""
     StartMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.StartMachineRequest, _machines_pb2.StartMachineResponse]  # type: ignore[assignment]
     """StartMachine wants the machine started. It does not wait: see WaitMachine."""
     StopMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.StopMachineRequest, _machines_pb2.StopMachineResponse]  # type: ignore[assignment]
-    """StopMachine wants the machine stopped."""
+    """StopMachine wants the machine stopped: signal, wait up to timeout, SIGKILL. Asked again while it
+    waits, the newest wish counts.
+    """
+    SuspendMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.SuspendMachineRequest, _machines_pb2.SuspendMachineResponse]  # type: ignore[assignment]
+    """SuspendMachine is always refused (FAILED_PRECONDITION): no driver keeps a machine's memory over a
+    restart of its host. The message says what to do instead.
+    """
+    RestartMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.RestartMachineRequest, _machines_pb2.RestartMachineResponse]  # type: ignore[assignment]
+    """RestartMachine wants the machine's process ended and started again, also if it rests."""
+    SignalMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.SignalMachineRequest, _machines_pb2.SignalMachineResponse]  # type: ignore[assignment]
+    """SignalMachine sends a signal to the machine's main process, once, now. It changes no intent."""
+    CordonMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.CordonMachineRequest, _machines_pb2.CordonMachineResponse]  # type: ignore[assignment]
+    """CordonMachine keeps the machine out of routing; it runs on."""
+    UncordonMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.UncordonMachineRequest, _machines_pb2.UncordonMachineResponse]  # type: ignore[assignment]
+    """UncordonMachine lets the machine back into routing."""
     DestroyMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.DestroyMachineRequest, _machines_pb2.DestroyMachineResponse]  # type: ignore[assignment]
     """DestroyMachine wants the machine gone. A started machine is refused without force."""
     WaitMachine: _aio.UnaryUnaryMultiCallable[_machines_pb2.WaitMachineRequest, _machines_pb2.WaitMachineResponse]  # type: ignore[assignment]
     """WaitMachine returns when the machine is in the state, or DEADLINE_EXCEEDED says where it is."""
+    ListMachineProcesses: _aio.UnaryUnaryMultiCallable[_machines_pb2.ListMachineProcessesRequest, _machines_pb2.ListMachineProcessesResponse]  # type: ignore[assignment]
+    """ListMachineProcesses shows what runs in the machine, and warns of services nobody listens for."""
+    GetMachineMetadata: _aio.UnaryUnaryMultiCallable[_machines_pb2.GetMachineMetadataRequest, _machines_pb2.GetMachineMetadataResponse]  # type: ignore[assignment]
+    """GetMachineMetadata returns all of a machine's metadata."""
+    SetMachineMetadata: _aio.UnaryUnaryMultiCallable[_machines_pb2.SetMachineMetadataRequest, _machines_pb2.SetMachineMetadataResponse]  # type: ignore[assignment]
+    """SetMachineMetadata sets one key; it makes no new version."""
+    DeleteMachineMetadata: _aio.UnaryUnaryMultiCallable[_machines_pb2.DeleteMachineMetadataRequest, _machines_pb2.DeleteMachineMetadataResponse]  # type: ignore[assignment]
+    """DeleteMachineMetadata removes one key; an absent one is no error."""
+    GetMachineLease: _aio.UnaryUnaryMultiCallable[_machines_pb2.GetMachineLeaseRequest, _machines_pb2.GetMachineLeaseResponse]  # type: ignore[assignment]
+    """GetMachineLease says who holds the machine; NOT_FOUND if nobody does. The nonce is not told."""
+    AcquireMachineLease: _aio.UnaryUnaryMultiCallable[_machines_pb2.AcquireMachineLeaseRequest, _machines_pb2.AcquireMachineLeaseResponse]  # type: ignore[assignment]
+    """AcquireMachineLease takes the machine for a while: the nonce of the answer is the key to it."""
+    RenewMachineLease: _aio.UnaryUnaryMultiCallable[_machines_pb2.RenewMachineLeaseRequest, _machines_pb2.RenewMachineLeaseResponse]  # type: ignore[assignment]
+    """RenewMachineLease lets the lease's time begin anew."""
+    ReleaseMachineLease: _aio.UnaryUnaryMultiCallable[_machines_pb2.ReleaseMachineLeaseRequest, _machines_pb2.ReleaseMachineLeaseResponse]  # type: ignore[assignment]
+    """ReleaseMachineLease gives the machine back; with force also somebody else's."""
     ExecMachine: _aio.UnaryStreamMultiCallable[_machines_pb2.ExecMachineRequest, _machines_pb2.ExecMachineResponse]  # type: ignore[assignment]
     """ExecMachine runs a command inside the machine and streams what it prints."""
     StreamLogs: _aio.UnaryStreamMultiCallable[_machines_pb2.StreamLogsRequest, _machines_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """StreamLogs streams the log lines of one machine or of all machines of an application."""
 
 class MachinesServiceServicer(metaclass=_abc_1.ABCMeta):
-    """MachinesService creates, lists, starts, stops and destroys machines, and reaches into them."""
+    """MachinesService creates, lists, changes and destroys machines, and reaches into them.
+
+    A change of a machine on which somebody holds a lease needs the lease's nonce: without it the call
+    is ABORTED and the message names the holder.
+    """
 
     @_abc_1.abstractmethod
     def CreateMachine(
@@ -85,7 +177,9 @@ class MachinesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _machines_pb2.CreateMachineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machines_pb2.CreateMachineResponse, _abc.Awaitable[_machines_pb2.CreateMachineResponse]]:
-        """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason."""
+        """CreateMachine places a machine and starts it. RESOURCE_EXHAUSTED lists each host's reason.
+        Retried with the same idempotency_key within a day it answers with the machine it made.
+        """
 
     @_abc_1.abstractmethod
     def GetMachine(
@@ -101,7 +195,33 @@ class MachinesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _machines_pb2.ListMachinesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machines_pb2.ListMachinesResponse, _abc.Awaitable[_machines_pb2.ListMachinesResponse]]:
-        """ListMachines returns an application's machines, or all if no application is named."""
+        """ListMachines returns an application's machines, or all if no application is named; by id."""
+
+    @_abc_1.abstractmethod
+    def WatchMachines(
+        self,
+        request: _machines_pb2.WatchMachinesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_machines_pb2.WatchMachinesResponse], _abc.AsyncIterator[_machines_pb2.WatchMachinesResponse]]:
+        """WatchMachines answers with all machines as they are, then with each that changes, for ever."""
+
+    @_abc_1.abstractmethod
+    def UpdateMachine(
+        self,
+        request: _machines_pb2.UpdateMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.UpdateMachineResponse, _abc.Awaitable[_machines_pb2.UpdateMachineResponse]]:
+        """UpdateMachine replaces a machine's configuration by a whole new one: a new instance_id. A machine
+        that is started is stopped and started as the new version; a stopped one stays stopped.
+        """
+
+    @_abc_1.abstractmethod
+    def CloneMachine(
+        self,
+        request: _machines_pb2.CloneMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.CloneMachineResponse, _abc.Awaitable[_machines_pb2.CloneMachineResponse]]:
+        """CloneMachine places a new machine with another's configuration; volumes are new and empty."""
 
     @_abc_1.abstractmethod
     def StartMachine(
@@ -117,7 +237,51 @@ class MachinesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _machines_pb2.StopMachineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machines_pb2.StopMachineResponse, _abc.Awaitable[_machines_pb2.StopMachineResponse]]:
-        """StopMachine wants the machine stopped."""
+        """StopMachine wants the machine stopped: signal, wait up to timeout, SIGKILL. Asked again while it
+        waits, the newest wish counts.
+        """
+
+    @_abc_1.abstractmethod
+    def SuspendMachine(
+        self,
+        request: _machines_pb2.SuspendMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.SuspendMachineResponse, _abc.Awaitable[_machines_pb2.SuspendMachineResponse]]:
+        """SuspendMachine is always refused (FAILED_PRECONDITION): no driver keeps a machine's memory over a
+        restart of its host. The message says what to do instead.
+        """
+
+    @_abc_1.abstractmethod
+    def RestartMachine(
+        self,
+        request: _machines_pb2.RestartMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.RestartMachineResponse, _abc.Awaitable[_machines_pb2.RestartMachineResponse]]:
+        """RestartMachine wants the machine's process ended and started again, also if it rests."""
+
+    @_abc_1.abstractmethod
+    def SignalMachine(
+        self,
+        request: _machines_pb2.SignalMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.SignalMachineResponse, _abc.Awaitable[_machines_pb2.SignalMachineResponse]]:
+        """SignalMachine sends a signal to the machine's main process, once, now. It changes no intent."""
+
+    @_abc_1.abstractmethod
+    def CordonMachine(
+        self,
+        request: _machines_pb2.CordonMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.CordonMachineResponse, _abc.Awaitable[_machines_pb2.CordonMachineResponse]]:
+        """CordonMachine keeps the machine out of routing; it runs on."""
+
+    @_abc_1.abstractmethod
+    def UncordonMachine(
+        self,
+        request: _machines_pb2.UncordonMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.UncordonMachineResponse, _abc.Awaitable[_machines_pb2.UncordonMachineResponse]]:
+        """UncordonMachine lets the machine back into routing."""
 
     @_abc_1.abstractmethod
     def DestroyMachine(
@@ -134,6 +298,70 @@ class MachinesServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_machines_pb2.WaitMachineResponse, _abc.Awaitable[_machines_pb2.WaitMachineResponse]]:
         """WaitMachine returns when the machine is in the state, or DEADLINE_EXCEEDED says where it is."""
+
+    @_abc_1.abstractmethod
+    def ListMachineProcesses(
+        self,
+        request: _machines_pb2.ListMachineProcessesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.ListMachineProcessesResponse, _abc.Awaitable[_machines_pb2.ListMachineProcessesResponse]]:
+        """ListMachineProcesses shows what runs in the machine, and warns of services nobody listens for."""
+
+    @_abc_1.abstractmethod
+    def GetMachineMetadata(
+        self,
+        request: _machines_pb2.GetMachineMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.GetMachineMetadataResponse, _abc.Awaitable[_machines_pb2.GetMachineMetadataResponse]]:
+        """GetMachineMetadata returns all of a machine's metadata."""
+
+    @_abc_1.abstractmethod
+    def SetMachineMetadata(
+        self,
+        request: _machines_pb2.SetMachineMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.SetMachineMetadataResponse, _abc.Awaitable[_machines_pb2.SetMachineMetadataResponse]]:
+        """SetMachineMetadata sets one key; it makes no new version."""
+
+    @_abc_1.abstractmethod
+    def DeleteMachineMetadata(
+        self,
+        request: _machines_pb2.DeleteMachineMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.DeleteMachineMetadataResponse, _abc.Awaitable[_machines_pb2.DeleteMachineMetadataResponse]]:
+        """DeleteMachineMetadata removes one key; an absent one is no error."""
+
+    @_abc_1.abstractmethod
+    def GetMachineLease(
+        self,
+        request: _machines_pb2.GetMachineLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.GetMachineLeaseResponse, _abc.Awaitable[_machines_pb2.GetMachineLeaseResponse]]:
+        """GetMachineLease says who holds the machine; NOT_FOUND if nobody does. The nonce is not told."""
+
+    @_abc_1.abstractmethod
+    def AcquireMachineLease(
+        self,
+        request: _machines_pb2.AcquireMachineLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.AcquireMachineLeaseResponse, _abc.Awaitable[_machines_pb2.AcquireMachineLeaseResponse]]:
+        """AcquireMachineLease takes the machine for a while: the nonce of the answer is the key to it."""
+
+    @_abc_1.abstractmethod
+    def RenewMachineLease(
+        self,
+        request: _machines_pb2.RenewMachineLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.RenewMachineLeaseResponse, _abc.Awaitable[_machines_pb2.RenewMachineLeaseResponse]]:
+        """RenewMachineLease lets the lease's time begin anew."""
+
+    @_abc_1.abstractmethod
+    def ReleaseMachineLease(
+        self,
+        request: _machines_pb2.ReleaseMachineLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machines_pb2.ReleaseMachineLeaseResponse, _abc.Awaitable[_machines_pb2.ReleaseMachineLeaseResponse]]:
+        """ReleaseMachineLease gives the machine back; with force also somebody else's."""
 
     @_abc_1.abstractmethod
     def ExecMachine(

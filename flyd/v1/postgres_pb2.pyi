@@ -78,9 +78,15 @@ class CreateClusterRequest(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     VOLUME_SIZE_GB_FIELD_NUMBER: _builtins.int
     MEMORY_MB_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    ARCHIVE_DIR_FIELD_NUMBER: _builtins.int
     cluster_name: _builtins.str
     volume_size_gb: _builtins.int
     memory_mb: _builtins.int
+    network: _builtins.str
+    """The private network that it is for; empty is the default one."""
+    archive_dir: _builtins.str
+    """A folder that every host reaches by this path; each cluster archives below it under its own name. Empty: no archive."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The first is the primary's region. At least two."""
@@ -92,10 +98,12 @@ class CreateClusterRequest(_message.Message):
         regions: _abc.Iterable[_builtins.str] | None = ...,
         volume_size_gb: _builtins.int = ...,
         memory_mb: _builtins.int = ...,
+        network: _builtins.str = ...,
+        archive_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "memory_mb", b"memory_mb", "regions", b"regions", "volume_size_gb", b"volume_size_gb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_dir", b"archive_dir", "cluster_name", b"cluster_name", "memory_mb", b"memory_mb", "network", b"network", "regions", b"regions", "volume_size_gb", b"volume_size_gb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -152,6 +160,9 @@ class GetClusterResponse(_message.Message):
     SERVING_FIELD_NUMBER: _builtins.int
     ENDPOINT_PORT_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    PAUSED_AT_FIELD_NUMBER: _builtins.int
     cluster_name: _builtins.str
     primary: _builtins.str
     """Empty while there is no primary."""
@@ -159,6 +170,11 @@ class GetClusterResponse(_message.Message):
     serving: _builtins.bool
     """Whether the endpoint is open."""
     endpoint_port: _builtins.int
+    paused: _builtins.bool
+    """Whether a person holds back all that happens by itself."""
+    pause_reason: _builtins.str
+    paused_at: _builtins.float
+    """Since when, in seconds since 1970."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostgresMember]: ...
     def __init__(
@@ -170,14 +186,273 @@ class GetClusterResponse(_message.Message):
         serving: _builtins.bool = ...,
         endpoint_port: _builtins.int = ...,
         members: _abc.Iterable[Global___PostgresMember] | None = ...,
+        paused: _builtins.bool = ...,
+        pause_reason: _builtins.str = ...,
+        paused_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "endpoint_port", b"endpoint_port", "epoch", b"epoch", "members", b"members", "primary", b"primary", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "endpoint_port", b"endpoint_port", "epoch", b"epoch", "members", b"members", "pause_reason", b"pause_reason", "paused", b"paused", "paused_at", b"paused_at", "primary", b"primary", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class PauseClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    reason: _builtins.str
+    """For whoever looks at it at night."""
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseClusterRequest: _TypeAlias = PauseClusterRequest  # noqa: Y015
+
+@_typing.final
+class PauseClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSED_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    paused_at: _builtins.float
+    """Seconds since 1970; an earlier pause is kept."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        paused_at: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused_at", b"paused_at", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseClusterResponse: _TypeAlias = PauseClusterResponse  # noqa: Y015
+
+@_typing.final
+class ResumeClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeClusterRequest: _TypeAlias = ResumeClusterRequest  # noqa: Y015
+
+@_typing.final
+class ResumeClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeClusterResponse: _TypeAlias = ResumeClusterResponse  # noqa: Y015
+
+@_typing.final
+class Backup(_message.Message):
+    """Backup is a base backup, taken or tried. Times are seconds since 1970."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    requested_at: _builtins.float
+    finished_at: _builtins.float
+    """0 while it is under way. From this instant on the cluster can be restored with it."""
+    node: _builtins.str
+    """Who took it."""
+    epoch: _builtins.int
+    size_bytes: _builtins.int
+    error: _builtins.str
+    """Why it failed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        requested_at: _builtins.float = ...,
+        finished_at: _builtins.float = ...,
+        node: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "finished_at", b"finished_at", "name", b"name", "node", b"node", "requested_at", b"requested_at", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class CreateBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupRequest: _TypeAlias = CreateBackupRequest  # noqa: Y015
+
+@_typing.final
+class CreateBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def backup(self) -> Global___Backup: ...
+    def __init__(
+        self,
+        *,
+        backup: Global___Backup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupResponse: _TypeAlias = CreateBackupResponse  # noqa: Y015
+
+@_typing.final
+class ListBackupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsRequest: _TypeAlias = ListBackupsRequest  # noqa: Y015
+
+@_typing.final
+class ListBackupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
+    def __init__(
+        self,
+        *,
+        backups: _abc.Iterable[Global___Backup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsResponse: _TypeAlias = ListBackupsResponse  # noqa: Y015
+
+@_typing.final
+class RestoreClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    NEW_NAME_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    """Whose archive."""
+    new_name: _builtins.str
+    """Name of the new cluster."""
+    to: _builtins.str
+    """ISO 8601 with an offset from UTC; empty: all that was archived."""
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: those of the old one."""
+
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        new_name: _builtins.str = ...,
+        to: _builtins.str = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "new_name", b"new_name", "regions", b"regions", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreClusterRequest: _TypeAlias = RestoreClusterRequest  # noqa: Y015
+
+@_typing.final
+class RestoreClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_PORT_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    endpoint_port: _builtins.int
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        endpoint_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "endpoint_port", b"endpoint_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreClusterResponse: _TypeAlias = RestoreClusterResponse  # noqa: Y015
 
 @_typing.final
 class AttachAppRequest(_message.Message):

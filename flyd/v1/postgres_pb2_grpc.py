@@ -55,6 +55,31 @@ class PostgresServiceStub:
                 request_serializer=flyd_dot_v1_dot_postgres__pb2.FailoverRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_postgres__pb2.FailoverResponse.FromString,
                 _registered_method=True)
+        self.PauseCluster = channel.unary_unary(
+                '/flyd.v1.PostgresService/PauseCluster',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.PauseClusterRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.PauseClusterResponse.FromString,
+                _registered_method=True)
+        self.ResumeCluster = channel.unary_unary(
+                '/flyd.v1.PostgresService/ResumeCluster',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterResponse.FromString,
+                _registered_method=True)
+        self.CreateBackup = channel.unary_unary(
+                '/flyd.v1.PostgresService/CreateBackup',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.CreateBackupRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.CreateBackupResponse.FromString,
+                _registered_method=True)
+        self.ListBackups = channel.unary_unary(
+                '/flyd.v1.PostgresService/ListBackups',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsResponse.FromString,
+                _registered_method=True)
+        self.RestoreCluster = channel.unary_unary(
+                '/flyd.v1.PostgresService/RestoreCluster',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.RestoreClusterRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.RestoreClusterResponse.FromString,
+                _registered_method=True)
         self.GetConnection = channel.unary_unary(
                 '/flyd.v1.PostgresService/GetConnection',
                 request_serializer=flyd_dot_v1_dot_postgres__pb2.GetConnectionRequest.SerializeToString,
@@ -94,6 +119,41 @@ class PostgresServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseCluster(self, request, context):
+        """PauseCluster holds back all that happens by itself: no take-over, no copying over of a member's data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeCluster(self, request, context):
+        """ResumeCluster ends a pause.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateBackup(self, request, context):
+        """CreateBackup takes a base backup into the cluster's archive, and waits for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackups(self, request, context):
+        """ListBackups returns the base backups of a cluster, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreCluster(self, request, context):
+        """RestoreCluster makes a new cluster with what another one had at an instant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConnection(self, request, context):
         """GetConnection returns an address and a superuser's password, for `fly postgres connect`.
         """
@@ -123,6 +183,31 @@ def add_PostgresServiceServicer_to_server(servicer, server):
                     servicer.Failover,
                     request_deserializer=flyd_dot_v1_dot_postgres__pb2.FailoverRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_postgres__pb2.FailoverResponse.SerializeToString,
+            ),
+            'PauseCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseCluster,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.PauseClusterRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.PauseClusterResponse.SerializeToString,
+            ),
+            'ResumeCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeCluster,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterResponse.SerializeToString,
+            ),
+            'CreateBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateBackup,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.CreateBackupRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.CreateBackupResponse.SerializeToString,
+            ),
+            'ListBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackups,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'RestoreCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreCluster,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.RestoreClusterRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.RestoreClusterResponse.SerializeToString,
             ),
             'GetConnection': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConnection,
@@ -239,6 +324,141 @@ class PostgresService:
             '/flyd.v1.PostgresService/Failover',
             flyd_dot_v1_dot_postgres__pb2.FailoverRequest.SerializeToString,
             flyd_dot_v1_dot_postgres__pb2.FailoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/PauseCluster',
+            flyd_dot_v1_dot_postgres__pb2.PauseClusterRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.PauseClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/ResumeCluster',
+            flyd_dot_v1_dot_postgres__pb2.ResumeClusterRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.ResumeClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/CreateBackup',
+            flyd_dot_v1_dot_postgres__pb2.CreateBackupRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.CreateBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/ListBackups',
+            flyd_dot_v1_dot_postgres__pb2.ListBackupsRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/RestoreCluster',
+            flyd_dot_v1_dot_postgres__pb2.RestoreClusterRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.RestoreClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

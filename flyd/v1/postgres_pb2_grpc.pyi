@@ -41,6 +41,16 @@ class PostgresServiceStub:
     """AttachApp makes a database and a user for an application and sets its DATABASE_URL."""
     Failover: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.FailoverRequest, _postgres_pb2.FailoverResponse]
     """Failover moves the primary to another member, planned: nothing is lost, writes pause shortly."""
+    PauseCluster: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.PauseClusterRequest, _postgres_pb2.PauseClusterResponse]
+    """PauseCluster holds back all that happens by itself: no take-over, no copying over of a member's data."""
+    ResumeCluster: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.ResumeClusterRequest, _postgres_pb2.ResumeClusterResponse]
+    """ResumeCluster ends a pause."""
+    CreateBackup: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.CreateBackupRequest, _postgres_pb2.CreateBackupResponse]
+    """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
+    ListBackups: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.ListBackupsRequest, _postgres_pb2.ListBackupsResponse]
+    """ListBackups returns the base backups of a cluster, oldest first."""
+    RestoreCluster: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.RestoreClusterRequest, _postgres_pb2.RestoreClusterResponse]
+    """RestoreCluster makes a new cluster with what another one had at an instant."""
     GetConnection: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.GetConnectionRequest, _postgres_pb2.GetConnectionResponse]
     """GetConnection returns an address and a superuser's password, for `fly postgres connect`."""
 
@@ -57,6 +67,16 @@ class PostgresServiceAsyncStub(PostgresServiceStub):
     """AttachApp makes a database and a user for an application and sets its DATABASE_URL."""
     Failover: _aio.UnaryUnaryMultiCallable[_postgres_pb2.FailoverRequest, _postgres_pb2.FailoverResponse]  # type: ignore[assignment]
     """Failover moves the primary to another member, planned: nothing is lost, writes pause shortly."""
+    PauseCluster: _aio.UnaryUnaryMultiCallable[_postgres_pb2.PauseClusterRequest, _postgres_pb2.PauseClusterResponse]  # type: ignore[assignment]
+    """PauseCluster holds back all that happens by itself: no take-over, no copying over of a member's data."""
+    ResumeCluster: _aio.UnaryUnaryMultiCallable[_postgres_pb2.ResumeClusterRequest, _postgres_pb2.ResumeClusterResponse]  # type: ignore[assignment]
+    """ResumeCluster ends a pause."""
+    CreateBackup: _aio.UnaryUnaryMultiCallable[_postgres_pb2.CreateBackupRequest, _postgres_pb2.CreateBackupResponse]  # type: ignore[assignment]
+    """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
+    ListBackups: _aio.UnaryUnaryMultiCallable[_postgres_pb2.ListBackupsRequest, _postgres_pb2.ListBackupsResponse]  # type: ignore[assignment]
+    """ListBackups returns the base backups of a cluster, oldest first."""
+    RestoreCluster: _aio.UnaryUnaryMultiCallable[_postgres_pb2.RestoreClusterRequest, _postgres_pb2.RestoreClusterResponse]  # type: ignore[assignment]
+    """RestoreCluster makes a new cluster with what another one had at an instant."""
     GetConnection: _aio.UnaryUnaryMultiCallable[_postgres_pb2.GetConnectionRequest, _postgres_pb2.GetConnectionResponse]  # type: ignore[assignment]
     """GetConnection returns an address and a superuser's password, for `fly postgres connect`."""
 
@@ -94,6 +114,46 @@ class PostgresServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_postgres_pb2.FailoverResponse, _abc.Awaitable[_postgres_pb2.FailoverResponse]]:
         """Failover moves the primary to another member, planned: nothing is lost, writes pause shortly."""
+
+    @_abc_1.abstractmethod
+    def PauseCluster(
+        self,
+        request: _postgres_pb2.PauseClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.PauseClusterResponse, _abc.Awaitable[_postgres_pb2.PauseClusterResponse]]:
+        """PauseCluster holds back all that happens by itself: no take-over, no copying over of a member's data."""
+
+    @_abc_1.abstractmethod
+    def ResumeCluster(
+        self,
+        request: _postgres_pb2.ResumeClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.ResumeClusterResponse, _abc.Awaitable[_postgres_pb2.ResumeClusterResponse]]:
+        """ResumeCluster ends a pause."""
+
+    @_abc_1.abstractmethod
+    def CreateBackup(
+        self,
+        request: _postgres_pb2.CreateBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.CreateBackupResponse, _abc.Awaitable[_postgres_pb2.CreateBackupResponse]]:
+        """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
+
+    @_abc_1.abstractmethod
+    def ListBackups(
+        self,
+        request: _postgres_pb2.ListBackupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.ListBackupsResponse, _abc.Awaitable[_postgres_pb2.ListBackupsResponse]]:
+        """ListBackups returns the base backups of a cluster, oldest first."""
+
+    @_abc_1.abstractmethod
+    def RestoreCluster(
+        self,
+        request: _postgres_pb2.RestoreClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.RestoreClusterResponse, _abc.Awaitable[_postgres_pb2.RestoreClusterResponse]]:
+        """RestoreCluster makes a new cluster with what another one had at an instant."""
 
     @_abc_1.abstractmethod
     def GetConnection(

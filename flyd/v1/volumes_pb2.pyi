@@ -33,6 +33,14 @@ class Volume(_message.Message):
     ATTACHED_MACHINE_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    DESTROYED_AT_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    COPY_EVERY_S_FIELD_NUMBER: _builtins.int
+    NEWEST_COPY_AT_FIELD_NUMBER: _builtins.int
+    NEWEST_COPY_HOST_FIELD_NUMBER: _builtins.int
+    EXTEND_PERCENT_FIELD_NUMBER: _builtins.int
+    EXTEND_GB_FIELD_NUMBER: _builtins.int
+    EXTEND_LIMIT_GB_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     app_name: _builtins.str
@@ -42,6 +50,19 @@ class Volume(_message.Message):
     attached_machine_id: _builtins.str
     epoch: _builtins.int
     created_at: _builtins.float
+    destroyed_at: _builtins.float
+    """0: it is not destroyed."""
+    replicas: _builtins.int
+    """How many other hosts have copies, as it is wanted."""
+    copy_every_s: _builtins.float
+    """How old the newest copy may become, in seconds."""
+    newest_copy_at: _builtins.float
+    """The newest copy off the host: when its data was as it is there (0: there is no copy), and where it is."""
+    newest_copy_host: _builtins.str
+    extend_percent: _builtins.int
+    """So full (50 to 99 %), it grows by itself by so much, to no more than the limit. 0: it does not."""
+    extend_gb: _builtins.int
+    extend_limit_gb: _builtins.int
     def __init__(
         self,
         *,
@@ -54,14 +75,64 @@ class Volume(_message.Message):
         attached_machine_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         created_at: _builtins.float = ...,
+        destroyed_at: _builtins.float = ...,
+        replicas: _builtins.int = ...,
+        copy_every_s: _builtins.float = ...,
+        newest_copy_at: _builtins.float = ...,
+        newest_copy_host: _builtins.str = ...,
+        extend_percent: _builtins.int = ...,
+        extend_gb: _builtins.int = ...,
+        extend_limit_gb: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "attached_machine_id", b"attached_machine_id", "created_at", b"created_at", "epoch", b"epoch", "host", b"host", "id", b"id", "name", b"name", "region", b"region", "size_gb", b"size_gb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "attached_machine_id", b"attached_machine_id", "copy_every_s", b"copy_every_s", "created_at", b"created_at", "destroyed_at", b"destroyed_at", "epoch", b"epoch", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "host", b"host", "id", b"id", "name", b"name", "newest_copy_at", b"newest_copy_at", "newest_copy_host", b"newest_copy_host", "region", b"region", "replicas", b"replicas", "size_gb", b"size_gb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class VolumeSnapshot(_message.Message):
+    """VolumeSnapshot is a volume as it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    SIZE_GB_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    CONSISTENT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    volume_id: _builtins.str
+    created_at: _builtins.float
+    size_gb: _builtins.int
+    used_bytes: _builtins.int
+    """What it holds: a volume made from it must be at least that large."""
+    scheduled: _builtins.bool
+    """Made by the schedule, which removes it again."""
+    consistent: _builtins.bool
+    """False: copied file by file while a machine wrote."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        created_at: _builtins.float = ...,
+        size_gb: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        scheduled: _builtins.bool = ...,
+        consistent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistent", b"consistent", "created_at", b"created_at", "id", b"id", "scheduled", b"scheduled", "size_gb", b"size_gb", "used_bytes", b"used_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeSnapshot: _TypeAlias = VolumeSnapshot  # noqa: Y015
 
 @_typing.final
 class CreateVolumeRequest(_message.Message):
@@ -116,15 +187,19 @@ class ListVolumesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_NAME_FIELD_NUMBER: _builtins.int
+    DESTROYED_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
+    destroyed: _builtins.bool
+    """Those that are destroyed and kept, instead of those in use."""
     def __init__(
         self,
         *,
         app_name: _builtins.str = ...,
+        destroyed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "destroyed", b"destroyed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,3 +261,718 @@ class DestroyVolumeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DestroyVolumeResponse: _TypeAlias = DestroyVolumeResponse  # noqa: Y015
+
+@_typing.final
+class UndestroyVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndestroyVolumeRequest: _TypeAlias = UndestroyVolumeRequest  # noqa: Y015
+
+@_typing.final
+class UndestroyVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndestroyVolumeResponse: _TypeAlias = UndestroyVolumeResponse  # noqa: Y015
+
+@_typing.final
+class ExtendVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SIZE_GB_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    size_gb: _builtins.int
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        size_gb: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "size_gb", b"size_gb", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendVolumeRequest: _TypeAlias = ExtendVolumeRequest  # noqa: Y015
+
+@_typing.final
+class ExtendVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendVolumeResponse: _TypeAlias = ExtendVolumeResponse  # noqa: Y015
+
+@_typing.final
+class ForkVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_GB_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    """Empty: the volume as it is now."""
+    name: _builtins.str
+    """Empty: the source's."""
+    size_gb: _builtins.int
+    """0: the source's."""
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        size_gb: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "name", b"name", "size_gb", b"size_gb", "snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkVolumeRequest: _TypeAlias = ForkVolumeRequest  # noqa: Y015
+
+@_typing.final
+class ForkVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkVolumeResponse: _TypeAlias = ForkVolumeResponse  # noqa: Y015
+
+@_typing.final
+class CreateVolumeSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateVolumeSnapshotRequest: _TypeAlias = CreateVolumeSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class CreateVolumeSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___VolumeSnapshot: ...
+    def __init__(
+        self,
+        *,
+        snapshot: Global___VolumeSnapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateVolumeSnapshotResponse: _TypeAlias = CreateVolumeSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ListVolumeSnapshotsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVolumeSnapshotsRequest: _TypeAlias = ListVolumeSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class ListVolumeSnapshotsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeSnapshot]: ...
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[Global___VolumeSnapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVolumeSnapshotsResponse: _TypeAlias = ListVolumeSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class DestroyVolumeSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyVolumeSnapshotRequest: _TypeAlias = DestroyVolumeSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class DestroyVolumeSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyVolumeSnapshotResponse: _TypeAlias = DestroyVolumeSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class UpdateVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    COPY_EVERY_S_FIELD_NUMBER: _builtins.int
+    EXTEND_PERCENT_FIELD_NUMBER: _builtins.int
+    EXTEND_GB_FIELD_NUMBER: _builtins.int
+    EXTEND_LIMIT_GB_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    replicas: _builtins.int
+    """Not given: as it is."""
+    copy_every_s: _builtins.float
+    extend_percent: _builtins.int
+    extend_gb: _builtins.int
+    extend_limit_gb: _builtins.int
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        replicas: _builtins.int | None = ...,
+        copy_every_s: _builtins.float | None = ...,
+        extend_percent: _builtins.int | None = ...,
+        extend_gb: _builtins.int | None = ...,
+        extend_limit_gb: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_replicas", b"_replicas", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "replicas", b"replicas"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_replicas", b"_replicas", "app_name", b"app_name", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "replicas", b"replicas", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__copy_every_s: _TypeAlias = _typing.Literal["copy_every_s"]  # noqa: Y015
+    _WhichOneofArgType__copy_every_s: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s"]  # noqa: Y015
+    _WhichOneofReturnType__extend_gb: _TypeAlias = _typing.Literal["extend_gb"]  # noqa: Y015
+    _WhichOneofArgType__extend_gb: _TypeAlias = _typing.Literal["_extend_gb", b"_extend_gb"]  # noqa: Y015
+    _WhichOneofReturnType__extend_limit_gb: _TypeAlias = _typing.Literal["extend_limit_gb"]  # noqa: Y015
+    _WhichOneofArgType__extend_limit_gb: _TypeAlias = _typing.Literal["_extend_limit_gb", b"_extend_limit_gb"]  # noqa: Y015
+    _WhichOneofReturnType__extend_percent: _TypeAlias = _typing.Literal["extend_percent"]  # noqa: Y015
+    _WhichOneofArgType__extend_percent: _TypeAlias = _typing.Literal["_extend_percent", b"_extend_percent"]  # noqa: Y015
+    _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
+    _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__copy_every_s) -> _WhichOneofReturnType__copy_every_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extend_gb) -> _WhichOneofReturnType__extend_gb | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extend_limit_gb) -> _WhichOneofReturnType__extend_limit_gb | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extend_percent) -> _WhichOneofReturnType__extend_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
+
+Global___UpdateVolumeRequest: _TypeAlias = UpdateVolumeRequest  # noqa: Y015
+
+@_typing.final
+class UpdateVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateVolumeResponse: _TypeAlias = UpdateVolumeResponse  # noqa: Y015
+
+@_typing.final
+class RecoverVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverVolumeRequest: _TypeAlias = RecoverVolumeRequest  # noqa: Y015
+
+@_typing.final
+class RecoverVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    ASIDE_FIELD_NUMBER: _builtins.int
+    DATA_AT_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    data_at: _builtins.float
+    """As of when the data is."""
+    machine_id: _builtins.str
+    """The machine that runs on it now, empty if none was attached."""
+    @_builtins.property
+    def volume(self) -> Global___Volume:
+        """The new volume."""
+
+    @_builtins.property
+    def aside(self) -> Global___Volume:
+        """The lost host's, kept aside under a new name."""
+
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+        aside: Global___Volume | None = ...,
+        data_at: _builtins.float = ...,
+        machine_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aside", b"aside", "volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aside", b"aside", "data_at", b"data_at", "machine_id", b"machine_id", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverVolumeResponse: _TypeAlias = RecoverVolumeResponse  # noqa: Y015
+
+@_typing.final
+class SendVolumeSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    PARENT_SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    SKIP_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    parent_snapshot_id: _builtins.str
+    """Only what differs from this earlier one. Empty: all."""
+    skip_bytes: _builtins.int
+    """So much of the stream has arrived already."""
+    max_bytes_per_s: _builtins.int
+    """0: as fast as it goes."""
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        parent_snapshot_id: _builtins.str = ...,
+        skip_bytes: _builtins.int = ...,
+        max_bytes_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes_per_s", b"max_bytes_per_s", "parent_snapshot_id", b"parent_snapshot_id", "skip_bytes", b"skip_bytes", "snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendVolumeSnapshotRequest: _TypeAlias = SendVolumeSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SendVolumeSnapshotResponse(_message.Message):
+    """SendVolumeSnapshotResponse is a piece of the stream, or (no data) its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    offset_bytes: _builtins.int
+    data: _builtins.bytes
+    sha256: _builtins.str
+    """Of the whole stream, in hex: with the end."""
+    def __init__(
+        self,
+        *,
+        offset_bytes: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset_bytes", b"offset_bytes", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendVolumeSnapshotResponse: _TypeAlias = SendVolumeSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class KeepVolumeCopyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_HOST_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    PARENT_SNAPSHOT_IDS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    source_host: _builtins.str
+    max_bytes_per_s: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___VolumeSnapshot: ...
+    @_builtins.property
+    def parent_snapshot_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the source has besides: any of these that the called host has too is what the stream begins at."""
+
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        source_host: _builtins.str = ...,
+        snapshot: Global___VolumeSnapshot | None = ...,
+        parent_snapshot_ids: _abc.Iterable[_builtins.str] | None = ...,
+        max_bytes_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "max_bytes_per_s", b"max_bytes_per_s", "parent_snapshot_ids", b"parent_snapshot_ids", "snapshot", b"snapshot", "source_host", b"source_host", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepVolumeCopyRequest: _TypeAlias = KeepVolumeCopyRequest  # noqa: Y015
+
+@_typing.final
+class KeepVolumeCopyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVED_BYTES_FIELD_NUMBER: _builtins.int
+    moved_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        moved_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moved_bytes", b"moved_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepVolumeCopyResponse: _TypeAlias = KeepVolumeCopyResponse  # noqa: Y015
+
+@_typing.final
+class MoveVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    host: _builtins.str
+    """The host that it goes to."""
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "host", b"host", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveVolumeRequest: _TypeAlias = MoveVolumeRequest  # noqa: Y015
+
+@_typing.final
+class MoveVolumeResponse(_message.Message):
+    """MoveVolumeResponse is how far a move is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    MOVED_BYTES_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    DOWNTIME_S_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """copying, stopping, last copy, switching, starting, done"""
+    moved_bytes: _builtins.int
+    """Between the hosts, until now."""
+    downtime_s: _builtins.float
+    @_builtins.property
+    def volume(self) -> Global___Volume:
+        """With the last: the volume as it is now, and how long the machine did not run, as the called host saw it."""
+
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        moved_bytes: _builtins.int = ...,
+        volume: Global___Volume | None = ...,
+        downtime_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["downtime_s", b"downtime_s", "moved_bytes", b"moved_bytes", "phase", b"phase", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveVolumeResponse: _TypeAlias = MoveVolumeResponse  # noqa: Y015
+
+@_typing.final
+class AdoptVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptVolumeRequest: _TypeAlias = AdoptVolumeRequest  # noqa: Y015
+
+@_typing.final
+class AdoptVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptVolumeResponse: _TypeAlias = AdoptVolumeResponse  # noqa: Y015
+
+@_typing.final
+class VerifyVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    app_name: _builtins.str
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        app_name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyVolumeRequest: _TypeAlias = VerifyVolumeRequest  # noqa: Y015
+
+@_typing.final
+class VerifyVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    DATA_AT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    COMPARED_WITH_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Where it was restored."""
+    snapshot_id: _builtins.str
+    data_at: _builtins.float
+    """As of when the restored data is."""
+    sha256: _builtins.str
+    """The checksum of all files of what was restored, in hex."""
+    compared_with: _builtins.str
+    """The host whose snapshot it was compared with: the volume's own, unless that did not answer."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        data_at: _builtins.float = ...,
+        sha256: _builtins.str = ...,
+        compared_with: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_with", b"compared_with", "data_at", b"data_at", "host", b"host", "sha256", b"sha256", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyVolumeResponse: _TypeAlias = VerifyVolumeResponse  # noqa: Y015
+
+@_typing.final
+class DigestVolumeSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestVolumeSnapshotRequest: _TypeAlias = DigestVolumeSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class DigestVolumeSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestVolumeSnapshotResponse: _TypeAlias = DigestVolumeSnapshotResponse  # noqa: Y015

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class VolumesServiceStub:
-    """VolumesService creates, lists and destroys volumes.
+    """VolumesService is what can be done with volumes. Any host takes a call; what needs the data is done by the
+    volume's own host.
     """
 
     def __init__(self, channel):
@@ -50,10 +51,81 @@ class VolumesServiceStub:
                 request_serializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeResponse.FromString,
                 _registered_method=True)
+        self.UndestroyVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/UndestroyVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.UndestroyVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.UndestroyVolumeResponse.FromString,
+                _registered_method=True)
+        self.ExtendVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/ExtendVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.ExtendVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.ExtendVolumeResponse.FromString,
+                _registered_method=True)
+        self.ForkVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/ForkVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.ForkVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.ForkVolumeResponse.FromString,
+                _registered_method=True)
+        self.CreateVolumeSnapshot = channel.unary_unary(
+                '/flyd.v1.VolumesService/CreateVolumeSnapshot',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.CreateVolumeSnapshotRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.CreateVolumeSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListVolumeSnapshots = channel.unary_unary(
+                '/flyd.v1.VolumesService/ListVolumeSnapshots',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.ListVolumeSnapshotsRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.ListVolumeSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DestroyVolumeSnapshot = channel.unary_unary(
+                '/flyd.v1.VolumesService/DestroyVolumeSnapshot',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeSnapshotRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeSnapshotResponse.FromString,
+                _registered_method=True)
+        self.UpdateVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/UpdateVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.UpdateVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.UpdateVolumeResponse.FromString,
+                _registered_method=True)
+        self.RecoverVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/RecoverVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.RecoverVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.RecoverVolumeResponse.FromString,
+                _registered_method=True)
+        self.VerifyVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/VerifyVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.VerifyVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.VerifyVolumeResponse.FromString,
+                _registered_method=True)
+        self.DigestVolumeSnapshot = channel.unary_unary(
+                '/flyd.v1.VolumesService/DigestVolumeSnapshot',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.DigestVolumeSnapshotRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.DigestVolumeSnapshotResponse.FromString,
+                _registered_method=True)
+        self.MoveVolume = channel.unary_stream(
+                '/flyd.v1.VolumesService/MoveVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.MoveVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.MoveVolumeResponse.FromString,
+                _registered_method=True)
+        self.AdoptVolume = channel.unary_unary(
+                '/flyd.v1.VolumesService/AdoptVolume',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.AdoptVolumeRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.AdoptVolumeResponse.FromString,
+                _registered_method=True)
+        self.SendVolumeSnapshot = channel.unary_stream(
+                '/flyd.v1.VolumesService/SendVolumeSnapshot',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.SendVolumeSnapshotRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.SendVolumeSnapshotResponse.FromString,
+                _registered_method=True)
+        self.KeepVolumeCopy = channel.unary_unary(
+                '/flyd.v1.VolumesService/KeepVolumeCopy',
+                request_serializer=flyd_dot_v1_dot_volumes__pb2.KeepVolumeCopyRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_volumes__pb2.KeepVolumeCopyResponse.FromString,
+                _registered_method=True)
 
 
 class VolumesServiceServicer:
-    """VolumesService creates, lists and destroys volumes.
+    """VolumesService is what can be done with volumes. Any host takes a call; what needs the data is done by the
+    volume's own host.
     """
 
     def CreateVolume(self, request, context):
@@ -71,7 +143,108 @@ class VolumesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DestroyVolume(self, request, context):
-        """DestroyVolume removes a volume and its data; an attached one is refused.
+        """DestroyVolume gives a volume up; an attached one is refused. Its host keeps the data for 24 hours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndestroyVolume(self, request, context):
+        """UndestroyVolume takes DestroyVolume back while the data is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendVolume(self, request, context):
+        """ExtendVolume makes a volume larger, also while a machine uses it. It never shrinks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkVolume(self, request, context):
+        """ForkVolume makes a new volume on the same host with the contents of a volume, or of one of its snapshots.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateVolumeSnapshot(self, request, context):
+        """CreateVolumeSnapshot keeps a volume as it is now, until the snapshot is destroyed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVolumeSnapshots(self, request, context):
+        """ListVolumeSnapshots returns a volume's snapshots, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroyVolumeSnapshot(self, request, context):
+        """DestroyVolumeSnapshot removes a snapshot. Volumes made from it do not need it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateVolume(self, request, context):
+        """UpdateVolume changes how a volume is copied to other hosts, and how it grows by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecoverVolume(self, request, context):
+        """RecoverVolume brings a lost host's volume back from its newest copy on another host, with its machine. The
+        lost host's volume is kept aside under another name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyVolume(self, request, context):
+        """VerifyVolume restores the newest copy on another host (or, without one, the newest snapshot) to a scratch
+        volume and compares every file with what was copied. The result is put into the application's history.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DigestVolumeSnapshot(self, request, context):
+        """DigestVolumeSnapshot is the checksum of all files of a snapshot on the called host's disk: between hosts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveVolume(self, request, context):
+        """MoveVolume brings a volume with its machine to another host and tells how far it is. The hosts do it: whoever
+        asks may go away. A move that is under way already is told of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptVolume(self, request, context):
+        """AdoptVolume has the called host make a volume of the last copy of one that is being moved: between hosts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendVolumeSnapshot(self, request, context):
+        """SendVolumeSnapshot is a snapshot as a stream: between hosts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepVolumeCopy(self, request, context):
+        """KeepVolumeCopy has the called host fetch a snapshot from the volume's host and keep it: between hosts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +268,76 @@ def add_VolumesServiceServicer_to_server(servicer, server):
                     request_deserializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeResponse.SerializeToString,
             ),
+            'UndestroyVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndestroyVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.UndestroyVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.UndestroyVolumeResponse.SerializeToString,
+            ),
+            'ExtendVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.ExtendVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.ExtendVolumeResponse.SerializeToString,
+            ),
+            'ForkVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.ForkVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.ForkVolumeResponse.SerializeToString,
+            ),
+            'CreateVolumeSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateVolumeSnapshot,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.CreateVolumeSnapshotRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.CreateVolumeSnapshotResponse.SerializeToString,
+            ),
+            'ListVolumeSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVolumeSnapshots,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.ListVolumeSnapshotsRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.ListVolumeSnapshotsResponse.SerializeToString,
+            ),
+            'DestroyVolumeSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyVolumeSnapshot,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeSnapshotRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.DestroyVolumeSnapshotResponse.SerializeToString,
+            ),
+            'UpdateVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.UpdateVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.UpdateVolumeResponse.SerializeToString,
+            ),
+            'RecoverVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.RecoverVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.RecoverVolumeResponse.SerializeToString,
+            ),
+            'VerifyVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.VerifyVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.VerifyVolumeResponse.SerializeToString,
+            ),
+            'DigestVolumeSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DigestVolumeSnapshot,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.DigestVolumeSnapshotRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.DigestVolumeSnapshotResponse.SerializeToString,
+            ),
+            'MoveVolume': grpc.unary_stream_rpc_method_handler(
+                    servicer.MoveVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.MoveVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.MoveVolumeResponse.SerializeToString,
+            ),
+            'AdoptVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptVolume,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.AdoptVolumeRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.AdoptVolumeResponse.SerializeToString,
+            ),
+            'SendVolumeSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.SendVolumeSnapshot,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.SendVolumeSnapshotRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.SendVolumeSnapshotResponse.SerializeToString,
+            ),
+            'KeepVolumeCopy': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepVolumeCopy,
+                    request_deserializer=flyd_dot_v1_dot_volumes__pb2.KeepVolumeCopyRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_volumes__pb2.KeepVolumeCopyResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'flyd.v1.VolumesService', rpc_method_handlers)
@@ -104,7 +347,8 @@ def add_VolumesServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VolumesService:
-    """VolumesService creates, lists and destroys volumes.
+    """VolumesService is what can be done with volumes. Any host takes a call; what needs the data is done by the
+    volume's own host.
     """
 
     @staticmethod
@@ -178,6 +422,384 @@ class VolumesService:
             '/flyd.v1.VolumesService/DestroyVolume',
             flyd_dot_v1_dot_volumes__pb2.DestroyVolumeRequest.SerializeToString,
             flyd_dot_v1_dot_volumes__pb2.DestroyVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndestroyVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/UndestroyVolume',
+            flyd_dot_v1_dot_volumes__pb2.UndestroyVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.UndestroyVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/ExtendVolume',
+            flyd_dot_v1_dot_volumes__pb2.ExtendVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.ExtendVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/ForkVolume',
+            flyd_dot_v1_dot_volumes__pb2.ForkVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.ForkVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateVolumeSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/CreateVolumeSnapshot',
+            flyd_dot_v1_dot_volumes__pb2.CreateVolumeSnapshotRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.CreateVolumeSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVolumeSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/ListVolumeSnapshots',
+            flyd_dot_v1_dot_volumes__pb2.ListVolumeSnapshotsRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.ListVolumeSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyVolumeSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/DestroyVolumeSnapshot',
+            flyd_dot_v1_dot_volumes__pb2.DestroyVolumeSnapshotRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.DestroyVolumeSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/UpdateVolume',
+            flyd_dot_v1_dot_volumes__pb2.UpdateVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.UpdateVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/RecoverVolume',
+            flyd_dot_v1_dot_volumes__pb2.RecoverVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.RecoverVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/VerifyVolume',
+            flyd_dot_v1_dot_volumes__pb2.VerifyVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.VerifyVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DigestVolumeSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/DigestVolumeSnapshot',
+            flyd_dot_v1_dot_volumes__pb2.DigestVolumeSnapshotRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.DigestVolumeSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flyd.v1.VolumesService/MoveVolume',
+            flyd_dot_v1_dot_volumes__pb2.MoveVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.MoveVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/AdoptVolume',
+            flyd_dot_v1_dot_volumes__pb2.AdoptVolumeRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.AdoptVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendVolumeSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flyd.v1.VolumesService/SendVolumeSnapshot',
+            flyd_dot_v1_dot_volumes__pb2.SendVolumeSnapshotRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.SendVolumeSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepVolumeCopy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.VolumesService/KeepVolumeCopy',
+            flyd_dot_v1_dot_volumes__pb2.KeepVolumeCopyRequest.SerializeToString,
+            flyd_dot_v1_dot_volumes__pb2.KeepVolumeCopyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VolumesServiceStub:
-    """VolumesService creates, lists and destroys volumes."""
+    """VolumesService is what can be done with volumes. Any host takes a call; what needs the data is done by the
+    volume's own host.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,11 +40,47 @@ class VolumesServiceStub:
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.ListVolumesRequest, _volumes_pb2.ListVolumesResponse]
     """ListVolumes returns an application's volumes, or all if no application is named."""
     DestroyVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.DestroyVolumeRequest, _volumes_pb2.DestroyVolumeResponse]
-    """DestroyVolume removes a volume and its data; an attached one is refused."""
+    """DestroyVolume gives a volume up; an attached one is refused. Its host keeps the data for 24 hours."""
+    UndestroyVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.UndestroyVolumeRequest, _volumes_pb2.UndestroyVolumeResponse]
+    """UndestroyVolume takes DestroyVolume back while the data is kept."""
+    ExtendVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.ExtendVolumeRequest, _volumes_pb2.ExtendVolumeResponse]
+    """ExtendVolume makes a volume larger, also while a machine uses it. It never shrinks."""
+    ForkVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.ForkVolumeRequest, _volumes_pb2.ForkVolumeResponse]
+    """ForkVolume makes a new volume on the same host with the contents of a volume, or of one of its snapshots."""
+    CreateVolumeSnapshot: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.CreateVolumeSnapshotRequest, _volumes_pb2.CreateVolumeSnapshotResponse]
+    """CreateVolumeSnapshot keeps a volume as it is now, until the snapshot is destroyed."""
+    ListVolumeSnapshots: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.ListVolumeSnapshotsRequest, _volumes_pb2.ListVolumeSnapshotsResponse]
+    """ListVolumeSnapshots returns a volume's snapshots, the oldest first."""
+    DestroyVolumeSnapshot: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.DestroyVolumeSnapshotRequest, _volumes_pb2.DestroyVolumeSnapshotResponse]
+    """DestroyVolumeSnapshot removes a snapshot. Volumes made from it do not need it."""
+    UpdateVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.UpdateVolumeRequest, _volumes_pb2.UpdateVolumeResponse]
+    """UpdateVolume changes how a volume is copied to other hosts, and how it grows by itself."""
+    RecoverVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.RecoverVolumeRequest, _volumes_pb2.RecoverVolumeResponse]
+    """RecoverVolume brings a lost host's volume back from its newest copy on another host, with its machine. The
+    lost host's volume is kept aside under another name.
+    """
+    VerifyVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.VerifyVolumeRequest, _volumes_pb2.VerifyVolumeResponse]
+    """VerifyVolume restores the newest copy on another host (or, without one, the newest snapshot) to a scratch
+    volume and compares every file with what was copied. The result is put into the application's history.
+    """
+    DigestVolumeSnapshot: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.DigestVolumeSnapshotRequest, _volumes_pb2.DigestVolumeSnapshotResponse]
+    """DigestVolumeSnapshot is the checksum of all files of a snapshot on the called host's disk: between hosts."""
+    MoveVolume: _grpc.UnaryStreamMultiCallable[_volumes_pb2.MoveVolumeRequest, _volumes_pb2.MoveVolumeResponse]
+    """MoveVolume brings a volume with its machine to another host and tells how far it is. The hosts do it: whoever
+    asks may go away. A move that is under way already is told of.
+    """
+    AdoptVolume: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.AdoptVolumeRequest, _volumes_pb2.AdoptVolumeResponse]
+    """AdoptVolume has the called host make a volume of the last copy of one that is being moved: between hosts."""
+    SendVolumeSnapshot: _grpc.UnaryStreamMultiCallable[_volumes_pb2.SendVolumeSnapshotRequest, _volumes_pb2.SendVolumeSnapshotResponse]
+    """SendVolumeSnapshot is a snapshot as a stream: between hosts."""
+    KeepVolumeCopy: _grpc.UnaryUnaryMultiCallable[_volumes_pb2.KeepVolumeCopyRequest, _volumes_pb2.KeepVolumeCopyResponse]
+    """KeepVolumeCopy has the called host fetch a snapshot from the volume's host and keep it: between hosts."""
 
 @_typing.type_check_only
 class VolumesServiceAsyncStub(VolumesServiceStub):
-    """VolumesService creates, lists and destroys volumes."""
+    """VolumesService is what can be done with volumes. Any host takes a call; what needs the data is done by the
+    volume's own host.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.CreateVolumeRequest, _volumes_pb2.CreateVolumeResponse]  # type: ignore[assignment]
@@ -50,10 +88,46 @@ class VolumesServiceAsyncStub(VolumesServiceStub):
     ListVolumes: _aio.UnaryUnaryMultiCallable[_volumes_pb2.ListVolumesRequest, _volumes_pb2.ListVolumesResponse]  # type: ignore[assignment]
     """ListVolumes returns an application's volumes, or all if no application is named."""
     DestroyVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.DestroyVolumeRequest, _volumes_pb2.DestroyVolumeResponse]  # type: ignore[assignment]
-    """DestroyVolume removes a volume and its data; an attached one is refused."""
+    """DestroyVolume gives a volume up; an attached one is refused. Its host keeps the data for 24 hours."""
+    UndestroyVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.UndestroyVolumeRequest, _volumes_pb2.UndestroyVolumeResponse]  # type: ignore[assignment]
+    """UndestroyVolume takes DestroyVolume back while the data is kept."""
+    ExtendVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.ExtendVolumeRequest, _volumes_pb2.ExtendVolumeResponse]  # type: ignore[assignment]
+    """ExtendVolume makes a volume larger, also while a machine uses it. It never shrinks."""
+    ForkVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.ForkVolumeRequest, _volumes_pb2.ForkVolumeResponse]  # type: ignore[assignment]
+    """ForkVolume makes a new volume on the same host with the contents of a volume, or of one of its snapshots."""
+    CreateVolumeSnapshot: _aio.UnaryUnaryMultiCallable[_volumes_pb2.CreateVolumeSnapshotRequest, _volumes_pb2.CreateVolumeSnapshotResponse]  # type: ignore[assignment]
+    """CreateVolumeSnapshot keeps a volume as it is now, until the snapshot is destroyed."""
+    ListVolumeSnapshots: _aio.UnaryUnaryMultiCallable[_volumes_pb2.ListVolumeSnapshotsRequest, _volumes_pb2.ListVolumeSnapshotsResponse]  # type: ignore[assignment]
+    """ListVolumeSnapshots returns a volume's snapshots, the oldest first."""
+    DestroyVolumeSnapshot: _aio.UnaryUnaryMultiCallable[_volumes_pb2.DestroyVolumeSnapshotRequest, _volumes_pb2.DestroyVolumeSnapshotResponse]  # type: ignore[assignment]
+    """DestroyVolumeSnapshot removes a snapshot. Volumes made from it do not need it."""
+    UpdateVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.UpdateVolumeRequest, _volumes_pb2.UpdateVolumeResponse]  # type: ignore[assignment]
+    """UpdateVolume changes how a volume is copied to other hosts, and how it grows by itself."""
+    RecoverVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.RecoverVolumeRequest, _volumes_pb2.RecoverVolumeResponse]  # type: ignore[assignment]
+    """RecoverVolume brings a lost host's volume back from its newest copy on another host, with its machine. The
+    lost host's volume is kept aside under another name.
+    """
+    VerifyVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.VerifyVolumeRequest, _volumes_pb2.VerifyVolumeResponse]  # type: ignore[assignment]
+    """VerifyVolume restores the newest copy on another host (or, without one, the newest snapshot) to a scratch
+    volume and compares every file with what was copied. The result is put into the application's history.
+    """
+    DigestVolumeSnapshot: _aio.UnaryUnaryMultiCallable[_volumes_pb2.DigestVolumeSnapshotRequest, _volumes_pb2.DigestVolumeSnapshotResponse]  # type: ignore[assignment]
+    """DigestVolumeSnapshot is the checksum of all files of a snapshot on the called host's disk: between hosts."""
+    MoveVolume: _aio.UnaryStreamMultiCallable[_volumes_pb2.MoveVolumeRequest, _volumes_pb2.MoveVolumeResponse]  # type: ignore[assignment]
+    """MoveVolume brings a volume with its machine to another host and tells how far it is. The hosts do it: whoever
+    asks may go away. A move that is under way already is told of.
+    """
+    AdoptVolume: _aio.UnaryUnaryMultiCallable[_volumes_pb2.AdoptVolumeRequest, _volumes_pb2.AdoptVolumeResponse]  # type: ignore[assignment]
+    """AdoptVolume has the called host make a volume of the last copy of one that is being moved: between hosts."""
+    SendVolumeSnapshot: _aio.UnaryStreamMultiCallable[_volumes_pb2.SendVolumeSnapshotRequest, _volumes_pb2.SendVolumeSnapshotResponse]  # type: ignore[assignment]
+    """SendVolumeSnapshot is a snapshot as a stream: between hosts."""
+    KeepVolumeCopy: _aio.UnaryUnaryMultiCallable[_volumes_pb2.KeepVolumeCopyRequest, _volumes_pb2.KeepVolumeCopyResponse]  # type: ignore[assignment]
+    """KeepVolumeCopy has the called host fetch a snapshot from the volume's host and keep it: between hosts."""
 
 class VolumesServiceServicer(metaclass=_abc_1.ABCMeta):
-    """VolumesService creates, lists and destroys volumes."""
+    """VolumesService is what can be done with volumes. Any host takes a call; what needs the data is done by the
+    volume's own host.
+    """
 
     @_abc_1.abstractmethod
     def CreateVolume(
@@ -77,6 +151,124 @@ class VolumesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volumes_pb2.DestroyVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volumes_pb2.DestroyVolumeResponse, _abc.Awaitable[_volumes_pb2.DestroyVolumeResponse]]:
-        """DestroyVolume removes a volume and its data; an attached one is refused."""
+        """DestroyVolume gives a volume up; an attached one is refused. Its host keeps the data for 24 hours."""
+
+    @_abc_1.abstractmethod
+    def UndestroyVolume(
+        self,
+        request: _volumes_pb2.UndestroyVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.UndestroyVolumeResponse, _abc.Awaitable[_volumes_pb2.UndestroyVolumeResponse]]:
+        """UndestroyVolume takes DestroyVolume back while the data is kept."""
+
+    @_abc_1.abstractmethod
+    def ExtendVolume(
+        self,
+        request: _volumes_pb2.ExtendVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.ExtendVolumeResponse, _abc.Awaitable[_volumes_pb2.ExtendVolumeResponse]]:
+        """ExtendVolume makes a volume larger, also while a machine uses it. It never shrinks."""
+
+    @_abc_1.abstractmethod
+    def ForkVolume(
+        self,
+        request: _volumes_pb2.ForkVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.ForkVolumeResponse, _abc.Awaitable[_volumes_pb2.ForkVolumeResponse]]:
+        """ForkVolume makes a new volume on the same host with the contents of a volume, or of one of its snapshots."""
+
+    @_abc_1.abstractmethod
+    def CreateVolumeSnapshot(
+        self,
+        request: _volumes_pb2.CreateVolumeSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.CreateVolumeSnapshotResponse, _abc.Awaitable[_volumes_pb2.CreateVolumeSnapshotResponse]]:
+        """CreateVolumeSnapshot keeps a volume as it is now, until the snapshot is destroyed."""
+
+    @_abc_1.abstractmethod
+    def ListVolumeSnapshots(
+        self,
+        request: _volumes_pb2.ListVolumeSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.ListVolumeSnapshotsResponse, _abc.Awaitable[_volumes_pb2.ListVolumeSnapshotsResponse]]:
+        """ListVolumeSnapshots returns a volume's snapshots, the oldest first."""
+
+    @_abc_1.abstractmethod
+    def DestroyVolumeSnapshot(
+        self,
+        request: _volumes_pb2.DestroyVolumeSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.DestroyVolumeSnapshotResponse, _abc.Awaitable[_volumes_pb2.DestroyVolumeSnapshotResponse]]:
+        """DestroyVolumeSnapshot removes a snapshot. Volumes made from it do not need it."""
+
+    @_abc_1.abstractmethod
+    def UpdateVolume(
+        self,
+        request: _volumes_pb2.UpdateVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.UpdateVolumeResponse, _abc.Awaitable[_volumes_pb2.UpdateVolumeResponse]]:
+        """UpdateVolume changes how a volume is copied to other hosts, and how it grows by itself."""
+
+    @_abc_1.abstractmethod
+    def RecoverVolume(
+        self,
+        request: _volumes_pb2.RecoverVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.RecoverVolumeResponse, _abc.Awaitable[_volumes_pb2.RecoverVolumeResponse]]:
+        """RecoverVolume brings a lost host's volume back from its newest copy on another host, with its machine. The
+        lost host's volume is kept aside under another name.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyVolume(
+        self,
+        request: _volumes_pb2.VerifyVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.VerifyVolumeResponse, _abc.Awaitable[_volumes_pb2.VerifyVolumeResponse]]:
+        """VerifyVolume restores the newest copy on another host (or, without one, the newest snapshot) to a scratch
+        volume and compares every file with what was copied. The result is put into the application's history.
+        """
+
+    @_abc_1.abstractmethod
+    def DigestVolumeSnapshot(
+        self,
+        request: _volumes_pb2.DigestVolumeSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.DigestVolumeSnapshotResponse, _abc.Awaitable[_volumes_pb2.DigestVolumeSnapshotResponse]]:
+        """DigestVolumeSnapshot is the checksum of all files of a snapshot on the called host's disk: between hosts."""
+
+    @_abc_1.abstractmethod
+    def MoveVolume(
+        self,
+        request: _volumes_pb2.MoveVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_volumes_pb2.MoveVolumeResponse], _abc.AsyncIterator[_volumes_pb2.MoveVolumeResponse]]:
+        """MoveVolume brings a volume with its machine to another host and tells how far it is. The hosts do it: whoever
+        asks may go away. A move that is under way already is told of.
+        """
+
+    @_abc_1.abstractmethod
+    def AdoptVolume(
+        self,
+        request: _volumes_pb2.AdoptVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.AdoptVolumeResponse, _abc.Awaitable[_volumes_pb2.AdoptVolumeResponse]]:
+        """AdoptVolume has the called host make a volume of the last copy of one that is being moved: between hosts."""
+
+    @_abc_1.abstractmethod
+    def SendVolumeSnapshot(
+        self,
+        request: _volumes_pb2.SendVolumeSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_volumes_pb2.SendVolumeSnapshotResponse], _abc.AsyncIterator[_volumes_pb2.SendVolumeSnapshotResponse]]:
+        """SendVolumeSnapshot is a snapshot as a stream: between hosts."""
+
+    @_abc_1.abstractmethod
+    def KeepVolumeCopy(
+        self,
+        request: _volumes_pb2.KeepVolumeCopyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volumes_pb2.KeepVolumeCopyResponse, _abc.Awaitable[_volumes_pb2.KeepVolumeCopyResponse]]:
+        """KeepVolumeCopy has the called host fetch a snapshot from the volume's host and keep it: between hosts."""
 
 def add_VolumesServiceServicer_to_server(servicer: VolumesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,7 +19,9 @@ from typing import Any
 
 import httpx
 
+from flyd.hosts.installation import installation_folders
 from integration.cluster import EXAMPLES, REGIONS, Fly, wait_for
+from volumes.pool import why_none
 
 BASE = 221
 DATABASE = "chat-db"
@@ -41,7 +43,8 @@ class Hosts:
         self.fly = Fly(self.home, timeout_s=FIRST_BUILD_S)
         try:
             shape = ("--regions", ",".join(REGIONS), "--base", str(BASE))
-            self.fly("cluster", "up", "--name", self.name, "--provider", "docker", *shape)
+            pools = () if why_none() else ("--volumes", "btrfs", "--disk", "6")
+            self.fly("cluster", "up", "--name", self.name, "--provider", "docker", *shape, *pools)
             self._hosts = {h["region"]: h for h in self.fly("hosts", "list", "--json").json()}
         except BaseException:
             shutil.rmtree(self.home)
@@ -230,6 +233,33 @@ def wait_times(looks: dict[str, Any], timeout_s: float) -> dict[str, float]:
         assert time.monotonic() - began < timeout_s or not missing, f"not within {timeout_s:g} s: {missing}"
         time.sleep(0.05)
     return found
+
+
+@contextmanager
+def bare_container(hosts: Hosts, name: str, address: str, *options: str) -> Generator[str]:
+    """A container on the hosts' network, with this installation in it and nothing of the cluster."""
+    full = f"flyd-{hosts.name}-{name}"
+    folders = [word for folder in installation_folders() for word in ("--volume", f"{folder}:{folder}:ro")]
+    command = ["docker", "run", "--detach", "--name", full, "--hostname", name, "--ip", address]
+    command += [
+        "--network",
+        f"flyd-{hosts.name}",
+        "--label",
+        f"flyd.cluster={hosts.name}",
+        *folders,
+        *options,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield full
+    finally:
+        subprocess.run(["docker", "rm", "--force", "--volumes", full], check=True, capture_output=True)
+
+
+def inside(container: str, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in such a container, however it ends."""
+    command = ["docker", "exec", "--interactive", container, *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
 def prepare_python_image() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from examples.demo.clients import Ledger, stored_keys
 from examples.demo.story import traffic
-from integration.cluster import REGIONS, wait_for
+from integration.cluster import REGIONS, promised, wait_for
 from integration.docker.conftest import FAR_REGION, World
 from integration.docker.hosts import Hosts, Writer, shown, wait_times, writing
 
@@ -75,7 +75,7 @@ def _cut_and_heal(hosts: Hosts, writers: dict[str, Writer], old_server: str) -> 
             "edge out": lambda: hosts.serves(CUT, "far"),
             "edge in": lambda: hosts.serves(FAR_REGION, "notes", "/-/versions.json"),
         },
-        HEALED_S,
+        promised(HEALED_S),
     )
     print(f"\nhealed after: {shown(times.items())}")
     began = time.monotonic()

@@ -6,15 +6,17 @@ import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from integration.cluster import wait_for
+from integration.cluster import tiny_app, wait_for
 from integration.docker.conftest import World
-from integration.docker.hosts import EXEC_TIMEOUT_S, Hosts
+from integration.docker.hosts import DATABASE, EXEC_TIMEOUT_S, PYTHON_IMAGE, Hosts
 
 pytestmark = pytest.mark.timeout(600)
 
+REFUSED = 5
 HERE, THERE = "ams", "iad"
 PAYLOAD = "a-secret-that-nobody-may-read-on-the-way"
 REQUESTS = 20
@@ -94,3 +96,27 @@ def _mesh_packets(capture: Path) -> int:
             found += MESH_PORT in ports
         at += 16 + length
     return found
+
+
+def test_an_app_on_another_network_is_out_of_reach(world: World) -> None:
+    """By address and by name; a database of the one network is not attached to an app of the other."""
+    hosts = world.hosts
+    hosts.fly("apps", "create", "apart", "--network", "other")
+    refused = hosts.fly.refused(REFUSED, "postgres", "attach", DATABASE, "--app", "apart")
+    assert "on network 'other'" in refused
+    folder = tiny_app(hosts.folder("apart"), "apart")
+    (folder / "Dockerfile").write_text(f"FROM {PYTHON_IMAGE}\nWORKDIR /app\nCOPY app.py .\n")
+    hosts.fly("deploy", "--regions", ",".join((HERE, THERE)), cwd=folder)
+    apart, others = hosts.machines("apart"), hosts.machines("far")
+
+    def reaches(target: str, machine: dict[str, Any] = apart[HERE]) -> bool:
+        ask = "import socket, sys; socket.create_connection((sys.argv[1], 8000), timeout=2)"
+        return hosts.in_machine(machine, "python", "-c", ask, target).returncode == 0
+
+    wait_for(lambda: reaches(apart[THERE]["private_ip"]), "its own machine in the other region")
+    wait_for(lambda: reaches("apart.internal"), "its own name")
+    neighbour = hosts.machines("chat")[HERE]
+    for target in (others[THERE]["private_ip"], "far.internal"):
+        assert reaches(target, neighbour)  # the control: it answers its own network
+        assert not reaches(target)
+    hosts.fly("apps", "destroy", "apart", "--yes")

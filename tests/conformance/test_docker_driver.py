@@ -13,6 +13,7 @@ import pytest
 from flyd.drivers.docker.driver import DockerDriver
 from flyd.errors import Conflict, InvalidInput, NotFound, Unavailable
 from flyd.model import Guest, MachineSpec
+from flyd.network.addresses import address6
 from flyd.store.system import SystemClock
 from tests.support.drivers import WAIT_S, collected, first_lines, running, spec, until
 from tests.support.engine import DockerRig, Wire, docker_host
@@ -53,7 +54,7 @@ async def test_address_names_and_environment(rig: DockerRig) -> None:
     driver = rig.driver()
     address = f"{rig.network.subnet}.3.7"
     await started(driver, with_(spec(rig.runs()), private_ip=address))
-    assert await printed(driver, "hostname -i") == address
+    assert (await printed(driver, "hostname -i")).split() == [address6(address), address]
     assert await printed(driver, "getent ahostsv4 fly-local-6pn | head -n 1 | cut -d' ' -f1") == address
     assert await printed(driver, "echo $(hostname) $COLOUR $FLYD_HOST") == "m1 blue rig"
     inspected = rig.client.inspect_container("flyd-m1")

@@ -64,6 +64,53 @@ async def test_a_machine_lives_from_create_to_destroy(rig: Rig) -> None:
     assert await driver.observe() == {}
 
 
+async def test_a_look_at_one_machine_shows_what_a_look_at_all_does(rig: Rig) -> None:
+    driver = rig.driver()
+    assert await driver.look("m1") is None
+    await driver.create(spec(rig.runs()))
+    await driver.create(spec(rig.ends(3), "m2"))
+    await driver.start(spec(rig.runs()))
+    await driver.start(spec(rig.ends(3), "m2"))
+    async with asyncio.timeout(WAIT_S):
+        assert await anext(driver.exits()) == "m2"
+    seen = await driver.observe()
+    assert {m: await driver.look(m) for m in ("m1", "m2")} == seen
+    assert (seen["m1"].running, seen["m2"].running) == (True, False)
+    await driver.destroy("m1")
+    assert await driver.look("m1") is None
+
+
+async def test_a_signal_reaches_the_main_process(rig: Rig) -> None:
+    driver = rig.driver()
+    with pytest.raises(InvalidInput, match="SIGNONSENSE"):
+        await driver.signal("m1", "SIGNONSENSE")
+    await driver.create(spec(rig.runs()))
+    with pytest.raises(Refused, match="not running"):
+        await driver.signal("m1", "SIGTERM")
+    await driver.start(spec(rig.runs()))
+    await first_lines(driver, "m1", 1)
+    await driver.signal("m1", "SIGTERM")
+    async with asyncio.timeout(WAIT_S):
+        assert await anext(driver.exits()) == "m1"
+    seen = await driver.look("m1")
+    assert seen is not None
+    assert seen.exit is not None
+    assert (seen.exit.signal, seen.exit.requested) == (signal.SIGTERM, False)
+
+
+async def test_processes_of_a_machine(rig: Rig) -> None:
+    driver = rig.driver()
+    await driver.create(spec(rig.runs()))
+    assert await driver.processes("m1") == ()
+    await driver.start(spec(rig.runs()))
+    await first_lines(driver, "m1", 1)
+    found = await driver.processes("m1")
+    assert any("sleep" in process.command for process in found)
+    assert all(process.pid > 0 and process.memory_kb > 0 for process in found)
+    await driver.stop("m1", "SIGTERM", 5.0)
+    assert await driver.processes("m1") == ()
+
+
 async def test_every_call_can_be_repeated(rig: Rig) -> None:
     driver = rig.driver()
     machine = spec(rig.runs())

@@ -21,11 +21,14 @@ import pytest
 from flyd.api.context import ApiContext
 from flyd.api.image_peers import fetch_image
 from flyd.api.images import ImagesServicer
+from flyd.api.interceptor import ErrorInterceptor
 from flyd.api.peers import Peers
-from flyd.api.status import ErrorInterceptor
 from flyd.cli import connection
 from flyd.cli.images import bring_image
 from flyd.errors import InvalidInput, NotFound, Refused, Unavailable
+from flyd.identity.credentials import Credentials
+from flyd.identity.folder import write_identity
+from flyd.identity.founding import FirstHost, found
 from flyd.images import local
 from flyd.images.engine import ImageEngine
 from flyd.images.local import LocalImage
@@ -36,6 +39,7 @@ from flyd.ports import ImageStore, Put
 from flyd.store import keys
 from flyd.store.memory import MemoryEtcd, MemoryKV
 from flyd.store.mirror import Mirror
+from flyd.store.system import SystemClock, SystemEntropy
 from flyd.v1 import images_pb2, images_pb2_grpc
 from tests.support.drivers import BASE_IMAGE
 from tests.support.engine import engine
@@ -43,6 +47,8 @@ from tests.support.images import FakeEngine, TinyImage, streamed, tar_of
 from tests.support.inner_engine import HOST_IMAGE, docker, ensure_host_image, inner_engine
 
 pytestmark = pytest.mark.timeout(180)
+
+LIFETIME_S = 3600.0
 
 SMALL_PART = 0.05  # of an image's bytes, for a change of one line
 APP = f"moves{os.getpid()}"
@@ -158,13 +164,17 @@ class Cluster:
     stores: dict[str, EngineImages]
     urls: dict[str, str]
     addresses: dict[str, str]
+    user: Path  # the identity of who asks
 
 
 @asynccontextmanager
 async def cluster(urls: tuple[str, str], root: Path) -> AsyncGenerator[Cluster]:
     etcd = MemoryEtcd()
     kv = MemoryKV(etcd)
-    made = Cluster({}, {}, {})
+    made = Cluster({}, {}, {}, root / "user")
+    first = [FirstHost(name=name, addresses=("127.0.0.1",), subnet="127.1") for name in ("ams-1", "iad-1")]
+    founded = found(first, "tester", SystemClock(), SystemEntropy(), LIFETIME_S)
+    write_identity(made.user, founded.user)
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
         await kv.put(keys.app(APP), encode(App(name=APP)))
@@ -172,11 +182,15 @@ async def cluster(urls: tuple[str, str], root: Path) -> AsyncGenerator[Cluster]:
             mirror = Mirror(kv, (keys.ROOT,))
             tasks.append(group.create_task(mirror.keep()))
             await mirror.wait_synced()
-            peers = Peers(name, mirror)
+            write_identity(root / f"{name}-identity", founded.hosts[name])
+            credentials = Credentials(root / f"{name}-identity")
+            peers = Peers(name, mirror, credentials)
             stack.push_async_callback(peers.close)
             store = EngineImages(root / name, ImageEngine(name, url), partial(fetch_image, peers))
-            server = cast(Any, grpc.aio).server(interceptors=(ErrorInterceptor(mirror.stale_s),))
-            port = server.add_insecure_port("127.0.0.1:0")
+            server = cast(Any, grpc.aio).server(
+                interceptors=(ErrorInterceptor(mirror.stale_s, lambda method, context: None),)
+            )
+            port = server.add_secure_port("127.0.0.1:0", credentials.for_server())
             host = Host(
                 name=name, region=region, api_address=f"127.0.0.1:{port}", address="127.0.0.1",
                 subnet="127.1", capacity=Resources(), driver="docker", version="0",
@@ -196,8 +210,9 @@ async def cluster(urls: tuple[str, str], root: Path) -> AsyncGenerator[Cluster]:
 
 
 @contextmanager
-def speaking_to(address: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    monkeypatch.setenv(connection.ENV, address)
+def speaking_to(hosts: Cluster, name: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    monkeypatch.setenv(connection.ENV, hosts.addresses[name])
+    monkeypatch.setenv(connection.IDENTITY_ENV, str(hosts.user))
     connection.channel.cache_clear()
     yield
     connection.channel().close()
@@ -230,7 +245,7 @@ async def test_a_second_deploy_moves_one_layer_to_each_host(
     urls: tuple[str, str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with cluster(urls, tmp_path) as hosts:
-        with speaking_to(hosts.addresses["ams-1"], monkeypatch):
+        with speaking_to(hosts, "ams-1", monkeypatch):
             build = {"args": {"WORD": "hello"}}
             first_ref, first = await asyncio.to_thread(bring, project, build)
             assert [move.host for move in first] == ["ams-1", "iad-1"]
@@ -277,7 +292,7 @@ async def test_a_cut_line_is_gone_on_with(
                 raise Unavailable("the line was cut") from None
 
         monkeypatch.setattr(store, "receive", cut_receive)
-        with speaking_to(hosts.addresses["ams-1"], monkeypatch):
+        with speaking_to(hosts, "ams-1", monkeypatch):
             ref, moves = await asyncio.to_thread(bring, tmp_path, {"image": "image.tar"})
         assert cuts == [0]
         assert ref == IMAGE_PREFIX + image.id

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,7 +16,8 @@ import pytest
 
 from flyd.errors import Refused, Unavailable
 from pgha.binaries import find_binaries
-from pgha.model import DataState, Status
+from pgha.lookout import TcpLookout
+from pgha.model import Answer, DataState, Status
 from pgha.pgconf import PostgresConfig
 from pgha.postgres import RealPostgres
 from pgha.process_table import server_pids
@@ -171,6 +175,28 @@ async def test_streaming_fencing_promotion_and_rewind(pair: Pair) -> None:
     async with await pair.connect(0) as client:
         cursor = await client.execute("SELECT n FROM t ORDER BY n")
         assert await cursor.fetchall() == [(1,), (3,)]
+
+
+async def test_the_end_of_a_server_and_of_a_stream_is_noticed_at_once(pair: Pair) -> None:
+    first = await make_primary(pair)
+    second = await make_replica(pair)
+    lookout = TcpLookout()
+    assert await lookout.ask(pair.addresses[0], 5.0) is Answer.ANSWERED
+    with contextlib.suppress(TimeoutError):  # what has ended so far
+        async with asyncio.timeout(0.1):
+            while True:
+                await second.wait_ended()
+    primary, stream = (asyncio.ensure_future(m.wait_ended()) for m in (first, second))  # noqa: TID251
+    for pid in server_pids(pair.root / "pg-1" / "pgdata"):
+        os.kill(pid, signal.SIGSTOP)
+    assert await lookout.ask(pair.addresses[0], 0.3) is Answer.SILENT
+    assert not (await asyncio.wait({primary, stream}, timeout=0.1))[0]
+    await first.kill()
+    async with asyncio.timeout(2.0):
+        await primary
+        await stream
+    assert await lookout.ask(pair.addresses[0], 5.0) is Answer.REFUSED
+    assert not (await second.status()).streaming
 
 
 async def test_a_fast_stop_gives_everything_to_the_replica(pair: Pair) -> None:

@@ -19,19 +19,27 @@ from flyd.model import (
     Volume,
     decode,
 )
+from flyd.placement.draft import request_of
+from flyd.placement.index import Snapshot
+from flyd.placement.scheduler import Order, Placement, reserved, schedule
 from flyd.ports import Change
+from flyd.storage.records import DESTROYED, Destroyed
 from flyd.store import keys
 from tests.simulation.driver import Hardware
 from tests.simulation.ledger import Violation
-from tests.simulation.network import Store
+from tests.simulation.network import SimulatedClock, Store
 
 
 class Checkers:
     """Watches one world."""
 
-    def __init__(self, store: Store, hardware: Mapping[str, Hardware]) -> None:
+    def __init__(
+        self, store: Store, hardware: Mapping[str, Hardware], clocks: Mapping[str, SimulatedClock]
+    ) -> None:
         self._store = store
+        self._clocks = clocks
         self._hardware = hardware
+        self.gone = ""  # a host that never comes back
 
     def attach(self) -> None:
         """Look after every change from now on."""
@@ -50,6 +58,8 @@ class Checkers:
                 self._check_reservations(decode(change.value.value, Reservations))
             elif change.key.startswith(keys.MACHINES):
                 self._check_claim(decode(change.value.value, Machine))
+            elif change.key.startswith(keys.VOLUMES):
+                self._check_volume(decode(change.value.value, Volume))
         self.see_hardware()
 
     def _check_reservations(self, promised: Reservations) -> None:
@@ -69,24 +79,27 @@ class Checkers:
             raise Violation(f"address: given twice on {promised.host}: {promised.addresses}")
 
     def _check_claim(self, claim: Machine) -> None:
-        if claim.id not in self._promised(claim.host).machines:
-            raise Violation(f"covered: machine {claim.id} is placed on {claim.host} without a reservation")
+        promised = self._promised(claim.host).machines.get(claim.id)
+        if promised != reserved(claim.config.guest):
+            raise Violation(
+                f"covered: machine {claim.id} is on {claim.host} with a reservation of {promised}"
+            )
+
+    def _check_volume(self, volume: Volume) -> None:
+        if volume.id in self._hardware[volume.host].purged:
+            raise Violation(f"purged: volume {volume.id} is back on {volume.host}, its data is gone for ever")
 
     def _promised(self, host: str) -> Reservations:
         stored = self._store.get(keys.reservations(host))
         return decode(stored.value, Reservations) if stored is not None else Reservations(host=host)
 
     def see_hardware(self) -> None:
-        """Whatever runs anywhere, runs once, paid for, and with volumes of its own."""
-        where: dict[str, str] = {}
+        """Whatever runs anywhere, is paid for, and has volumes of its own (copies.py: and runs once)."""
         for name, hardware in self._hardware.items():
             held: dict[str, str] = {}
             running = hardware.running()
             promised = self._promised(name) if running else None
             for machine_id, spec in running.items():
-                if machine_id in where:
-                    raise Violation(f"twice: machine {machine_id} runs on {where[machine_id]} and on {name}")
-                where[machine_id] = name
                 if promised is not None and machine_id not in promised.machines:
                     raise Violation(f"covered: machine {machine_id} runs on {name} without a reservation")
                 for volume, _ in spec.mounts:
@@ -100,17 +113,23 @@ class Checkers:
         """What is not as it should be, in words; empty when all is well."""
         claims = [decode(i.value, Machine) for i in self._store.list(keys.MACHINES).items]
         volumes = [decode(i.value, Volume) for i in self._store.list(keys.VOLUMES).items]
+        destroyed = [decode(i.value, Destroyed) for i in self._store.list(DESTROYED).items]
         statuses = [decode(i.value, MachineStatus) for i in self._store.list(keys.STATUS).items]
         found: list[str] = []
         for claim in claims:
             status = next((s for s in statuses if s.id == claim.id), None)
-            found.extend(self._claim_problems(claim, status))
+            stranded = claim.host == self.gone
+            found.extend(self._stranded(claim) if stranded else self._claim_problems(claim, status))
         known = {claim.id for claim in claims}
         found.extend(f"status of {s.id} outlives its claim" for s in statuses if s.id not in known)
-        for name in self._hardware:
+        for prefix in (keys.LOSSES, keys.DRAINS):
+            records = (item.key for item in self._store.list(prefix).items)
+            found.extend(f"{key} is still there" for key in records if key != keys.loss(self.gone))
+        for name in (name for name in self._hardware if name != self.gone):
             here = {c.id for c in claims if c.host == name}
             on_disk = {v.id: v for v in volumes if v.host == name}
-            found.extend(self._leaks(name, here, on_disk))
+            kept = {d.volume.id for d in destroyed if d.volume.host == name}
+            found.extend(self._leaks(name, here, on_disk, kept))
         for volume in volumes:
             if volume.attached_machine and volume.attached_machine not in known:
                 found.append(f"volume {volume.id} is held by {volume.attached_machine}, which is gone")
@@ -124,14 +143,38 @@ class Checkers:
         elif claim.desired is Desired.STOPPED:
             if spec is not None or said not in ("stopped", "created"):
                 yield f"{claim.id} is to be stopped on {claim.host}: runs {spec is not None}, said {said}"
+        elif status is not None and status.instance_id != claim.instance_id:
+            yield f"{claim.id} on {claim.host} is to be {claim.instance_id}, and is {status.instance_id}"
         elif spec is None:
             rests = status is not None and status.state in (MachineState.STOPPED, MachineState.FAILED)
-            if not rests or claim.config.restart.policy == "always":
+            if said == "created" and claim.starts_at_s > self._clocks[claim.host].wall_s():
+                return  # it came here at rest, and waits for its time
+            if status is not None and 0.0 < status.next_start_s <= self._clocks[claim.host].wall_s():
+                yield f"{claim.id} on {claim.host} rests, and its schedule wants it to be started"
+            if not rests or claim.config.restart.policy == "always" or claim.config.auto_destroy:
                 yield f"{claim.id} is to run on {claim.host} and does not (said: {said})"
         elif said != "started" or spec.instance_id != claim.instance_id:
             yield f"{claim.id} runs on {claim.host} as {spec.instance_id} and said {said}"
+        elif claim.id in self._hardware[claim.host].sick() and claim.config.checks:
+            yield f"{claim.id} on {claim.host} is sick and runs on"
 
-    def _leaks(self, name: str, claimed: set[str], on_disk: Mapping[str, Volume]) -> Iterator[str]:
+    def _stranded(self, claim: Machine) -> Iterator[str]:
+        """Whatever a host that is gone could lose, is gone from it, unless there is no room elsewhere."""
+        once = claim.config.restart.policy == "no" and claim.desired is Desired.STARTED
+        if claim.config.mounts or once or claim.desired is Desired.DESTROYED:
+            return
+        snapshot = Snapshot(
+            hosts=(decode(item.value, Host) for item in self._store.list(keys.HOSTS).items),
+            alive=(keys.last_part(item.key) for item in self._store.list(keys.ALIVE).items),
+            reservations={name: self._promised(name) for name in self._hardware},
+        )
+        placeable = schedule(request_of(Order(app=claim.app, config=claim.config)), snapshot)
+        if isinstance(placeable, Placement):
+            yield f"{claim.id} is on {self.gone}, which is gone, and {placeable.host.name} has room"
+
+    def _leaks(
+        self, name: str, claimed: set[str], on_disk: Mapping[str, Volume], kept: set[str]
+    ) -> Iterator[str]:
         hardware, promised = self._hardware[name], self._promised(name)
         for what, held in (
             ("a reservation", set(promised.machines)),
@@ -140,8 +183,14 @@ class Checkers:
         ):
             for machine_id in sorted(held - claimed):
                 yield f"leak: {what} on {name} for {machine_id}, which is gone"
-        if set(promised.volumes_gb) != set(on_disk):
-            yield f"leak: disk on {name} is promised to {sorted(promised.volumes_gb)}, not {sorted(on_disk)}"
+        if set(promised.volumes_gb) != {*on_disk, *kept}:
+            rightly = sorted({*on_disk, *kept})
+            yield f"leak: disk on {name} is promised to {sorted(promised.volumes_gb)}, not {rightly}"
+        for volume_id in sorted(v for v in on_disk if v in hardware.purged):
+            yield f"purged: volume {volume_id} of {name} lives, its data is gone for ever"
+        for volume_id in sorted(v for v in on_disk if v in hardware.volumes):
+            if hardware.volumes[volume_id].destroyed_at_s:
+                yield f"volume {volume_id} lives, and is still destroyed on the disk of {name}"
         for volume_id, attachment in sorted(hardware.volumes.items()):
             record = on_disk.get(volume_id)
             owner = record.attached_machine if record is not None else ""

@@ -360,6 +360,7 @@ class Finished:
         self.trace = tuple(loop.trace)
         self.failures = tuple(loop.failures)
         self.signature = loop.signature()
+        self.simulated_s = loop.time() - START_S
 
 
 def run_to_end(

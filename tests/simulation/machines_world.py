@@ -1,8 +1,8 @@
 """The machines world: three real hosts' loops over fake hardware, users, and faults.
 
-Owns the hosts, the users' random commands (through the real placer and the real commands)
-and the fault schedule. Checkers are always on (checkers.py); after the faults everything
-must converge within CONVERGE_S: what is wanted runs, nothing is leaked.
+Owns the hosts and the fault schedule. Checkers are always on (checkers.py, copies.py); after the
+faults everything must converge within CONVERGE_S: what is wanted runs, nothing is leaked. In some
+runs one host never comes back: then what it could lose must run elsewhere, as far as there is room.
 
 Called by tests/simulation/runner.py.
 """
@@ -10,41 +10,40 @@ Called by tests/simulation/runner.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import msgspec
 
 from flyd.errors import FlydError
 from flyd.hosts.membership import keep_membership
-from flyd.machines import commands
+from flyd.machines.halts import stop_of
 from flyd.machines.host import HostLoop
-from flyd.model import (
-    Check,
-    Desired,
-    Guest,
-    Host,
-    Machine,
-    MachineConfig,
-    Mount,
-    Resources,
-    RestartPolicy,
-    Service,
-    Volume,
-    decode,
-)
-from flyd.placement import placer, volumes
-from flyd.placement.placer import Order
+from flyd.machines.leases import LEASES
+from flyd.model import App, Check, Host, Machine, Resources, StopConfig, decode, encode
+from flyd.model.cluster import Drain, DrainState, LossRule
+from flyd.placement.placer import Placer
+from flyd.placement.repairs import REPAIRS, Repairs
+from flyd.ports import Delete, Put
+from flyd.storage.keeper import VolumeKeeper
 from flyd.store import keys
+from flyd.store.leader import lead
 from flyd.store.mirror import Mirror
 from tests.simulation.checkers import Checkers
+from tests.simulation.conduct import Conduct
+from tests.simulation.copies import Copies
+from tests.simulation.disk import SimulatedVolumes
 from tests.simulation.driver import (
     BAD,
     EVEN,
     Hardware,
     SimulatedDriver,
     SimulatedSources,
-    SimulatedVolumes,
 )
 from tests.simulation.ledger import Violation
 from tests.simulation.loop import current, stream
+from tests.simulation.machines_users import APPS, User
 from tests.simulation.network import (
     CALM,
     ETCD,
@@ -58,40 +57,65 @@ from tests.simulation.network import (
 
 HOSTS = ("ams", "iad", "sin")
 USERS = ("user1", "user2")
-APPS = ("web", "shop")
-MIRRORED = (keys.HOSTS, keys.ALIVE, keys.APPS, keys.SECRETS, keys.MACHINES, keys.STATUS, keys.VOLUMES)
+MIRRORED = (
+    keys.HOSTS,
+    keys.ALIVE,
+    keys.APPS,
+    keys.SECRETS,
+    keys.MACHINES,
+    keys.STATUS,
+    keys.VOLUMES,
+    keys.RESERVATIONS,
+    keys.LOSSES,
+    keys.DRAINS,
+    keys.SETTINGS,
+    keys.RUNS,
+    LEASES,
+)
 CAPACITY = Resources(cpus=4, memory_mb=1024, disk_gb=6)
+GRACE_S = 12.0
 FAULTS_S = 60.0
 CONVERGE_S = 180.0
 QUIET_S = 5.0
-
-Place = Callable[..., Awaitable[Machine]]
+HURRIED_S = 5.0
+ONE_IS_GONE = 0.25
+SKEW_S = 900.0
+HOURS = 8.0  # times SKEW_S
+UP_S = (4096.0, 8000.0)  # well apart from the loop's own time, so that one taken for the other shows
 
 
 class MachinesWorld:
     """Everything of one run. `place` is the placer, so that a broken one can be tried."""
 
-    def __init__(self, place: Place = placer.place) -> None:
+    def __init__(self, faults_s: float = FAULTS_S) -> None:
         loop = current()
         self.chance = stream(loop.seed, "faults")
         self.network = Network()
         self.store = Store()
         self.hardware = {name: Hardware(name) for name in HOSTS}
-        self.checkers = Checkers(self.store, self.hardware)
+        self.clocks = {name: SimulatedClock() for name in HOSTS}
+        self.checkers = Checkers(self.store, self.hardware, self.clocks)
         self.checkers.attach()
-        self._place = place
+        self.copies = Copies(self.store, self.network, self.hardware)
+        self.copies.attach()
+        Conduct(self.store, self.hardware, USERS).attach()
+        self.store.txn((), [Put(keys.app(app), encode(App(name=app))) for app in APPS])
+        self.store.txn((), (Put(keys.HOST_LOSS, encode(LossRule(grace_s=GRACE_S))),))
+        self._faults_s = faults_s
         self._incarnations = 0
+        self._healed = False
 
     # ------------------------------------------------------------------ hosts
 
     def start_flyd(self, name: str) -> None:
-        """Start flyd on a host, unless it runs."""
+        """Start flyd on a host, unless it runs or the host is gone for good."""
         loop = current()
-        if not loop.alive(f"{name}/flyd"):
+        if not loop.alive(f"{name}/flyd") and name != self.checkers.gone:
             loop.spawn(f"{name}/flyd", self._flyd(name))
+            self.copies.born(name)
 
     async def _flyd(self, name: str) -> None:
-        """flyd as flyd/daemon.py composes it, without API and edge."""
+        """flyd as flyd/composition.py composes it, without API and edge."""
         self._incarnations += 1
         hardware = self.hardware[name]
         number = HOSTS.index(name) + 1
@@ -106,97 +130,64 @@ class MachinesWorld:
             version="0",
         )
         kv = SimulatedKV(self.network, self.store, name)
+        clock = SimulatedClock(self.chance.uniform(-SKEW_S, SKEW_S), self.chance.uniform(*UP_S))
+        self.clocks[name] = clock
+        entropy = SimulatedEntropy(f"{name}/{self._incarnations}")
         mirror = Mirror(kv, MIRRORED)
+        volumes = SimulatedVolumes(hardware.volumes, hardware.purged, hardware.work)
         host_loop = HostLoop(
             host=host,
             kv=kv,
             mirror=mirror,
             driver=SimulatedDriver(hardware),
             run_log=hardware.run_log,
-            volumes=SimulatedVolumes(hardware),
+            volumes=volumes,
             sources=SimulatedSources(hardware),
-            clock=SimulatedClock(),
-            entropy=SimulatedEntropy(f"{name}/{self._incarnations}"),
-            probe=self._probe,
+            clock=clock,
+            entropy=entropy,
+            probe=partial(self._probe, hardware),
         )
+        placer = Placer(kv, mirror, clock=clock, entropy=entropy)
+        repairs = Repairs(kv, mirror, placer, clock=clock, entropy=entropy)
+        keeper = VolumeKeeper(name, kv, cast(Any, volumes), clock=SimulatedClock(), entropy=entropy)
         async with asyncio.TaskGroup() as group:
             group.create_task(mirror.keep())
             group.create_task(keep_membership(kv, host))
             group.create_task(host_loop.run())
+            group.create_task(repairs.watch_silences())
+            group.create_task(self._keep_volumes(keeper))
+            group.create_task(lead(kv, REPAIRS, name, lambda term: repairs.keep_repairing(term.guard)))
 
-    async def _probe(self, _check: Check, _address: str) -> tuple[bool, str]:
+    async def _keep_volumes(self, keeper: VolumeKeeper) -> None:
+        """As the keeper does it, but oftener than once a minute."""
+        while True:
+            try:
+                await keeper.round()
+            except FlydError as error:
+                current().note(f"volumes: {error}")
+            await asyncio.sleep(self.chance.uniform(1, 10))
+
+    async def _probe(self, hardware: Hardware, _check: Check, address: str) -> tuple[bool, str]:
         await asyncio.sleep(0.01)
-        return True, "ok"
-
-    # ------------------------------------------------------------------ users
+        return (True, "ok") if hardware.answers(address) else (False, "no answer")
 
     def start_user(self, name: str) -> None:
         """A user at the command line, unless there is one."""
         loop = current()
-        if not loop.alive(name):
+        if not loop.alive(name) and not self._healed:
             self._incarnations += 1
-            loop.spawn(name, self._user(name, SimulatedEntropy(f"{name}/{self._incarnations}")))
+            loop.spawn(name, self._user(name, self._incarnations))
 
-    async def _user(self, name: str, entropy: SimulatedEntropy) -> None:
+    async def _user(self, name: str, number: int) -> None:
+        """Somebody, and the part of a flyd's API that does what they ask for."""
         kv = SimulatedKV(self.network, self.store, name)
-        clock = SimulatedClock()
-        while True:
-            await asyncio.sleep(self.chance.uniform(0, 3))
-            app = self.chance.choice(APPS)
-            try:
-                match self.chance.randrange(10):
-                    case 0 | 1 | 2:
-                        machine = await self._place(kv, self._order(app), clock=clock, entropy=entropy)
-                        current().note(f"placed {machine.id} on {machine.host}")
-                    case 3:
-                        region, size_gb = self.chance.choice(HOSTS), self.chance.randint(1, 3)
-                        await volumes.create_volume(
-                            kv, app, "data", region, size_gb, clock=clock, entropy=entropy
-                        )
-                    case 4:
-                        await self._destroy_volume(kv, app, entropy)
-                    case _:
-                        await self._change(kv, app)
-            except FlydError as error:
-                current().note(f"refused: {type(error).__name__} {error}")
-
-    def _order(self, app: str) -> Order:
-        chance = self.chance
-        mounts = (Mount(path="/data", name="data", size_gb=chance.randint(1, 3)),)
-        port = Service(internal_port=80, checks=(Check(kind="tcp", port=80),))
-        cpu_kind = chance.choice(("shared", "performance"))
-        return Order(
-            app=app,
-            region=chance.choice((None, *HOSTS)),
-            config=MachineConfig(
-                image="host:",
-                cmd=("serve",),
-                guest=Guest(cpus=chance.randint(1, 2), memory_mb=256, cpu_kind=cpu_kind),
-                mounts=mounts if chance.random() < 0.4 else (),
-                services=(port,) if chance.random() < 0.5 else (),
-                restart=RestartPolicy(policy=chance.choice(("always", "always", "on-failure", "no"))),
-            ),
-        )
-
-    async def _change(self, kv: SimulatedKV, app: str) -> None:
-        machines = [decode(i.value, Machine) for i in (await kv.list(f"{keys.MACHINES}{app}/")).items]
-        if not machines:
-            return
-        machine = self.chance.choice(machines)
-        match self.chance.randrange(6):
-            case 0:
-                await commands.restart(kv, app, machine.id)
-            case 1 | 2:
-                await commands.set_desired(kv, app, machine.id, Desired.STOPPED)
-            case 3 | 4:
-                await commands.set_desired(kv, app, machine.id, Desired.STARTED)
-            case _:
-                await commands.set_desired(kv, app, machine.id, Desired.DESTROYED)
-
-    async def _destroy_volume(self, kv: SimulatedKV, app: str, entropy: SimulatedEntropy) -> None:
-        found = [decode(i.value, Volume) for i in (await kv.list(f"{keys.VOLUMES}{app}/")).items]
-        if found:
-            await volumes.destroy_volume(kv, app, self.chance.choice(found).id, entropy=entropy)
+        clock, entropy = SimulatedClock(), SimulatedEntropy(f"{name}/{number}")
+        mirror = Mirror(kv, MIRRORED)
+        placer = Placer(kv, mirror, clock=clock, entropy=entropy)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(mirror.keep())
+            await mirror.wait_synced()
+            group.create_task(User(name, kv, clock, entropy, self.chance, HOSTS, placer).work())
 
     # ------------------------------------------------------------------ the run
 
@@ -207,7 +198,7 @@ class MachinesWorld:
             self.start_flyd(name)
         for name in USERS:
             self.start_user(name)
-        end = loop.time() + FAULTS_S
+        end = loop.time() + self._faults_s
         while loop.time() < end:
             await asyncio.sleep(self.chance.uniform(0.1, 6))
             self.chance.choice(self._faults())(self.chance.choice(HOSTS))
@@ -217,6 +208,7 @@ class MachinesWorld:
 
     def _faults(self) -> tuple[Callable[[str], None], ...]:
         return (
+            self._power_cut,
             self._power_cut,
             self._crash_flyd,
             self._crash_flyd,
@@ -229,25 +221,38 @@ class MachinesWorld:
             self._bad_weather,
             self._bad_hardware,
             self._bad_hardware,
+            self._turn_clock,
         )
 
     def _later(self, span_s: tuple[float, float], action: Callable[[], object]) -> None:
         loop = current()
         loop.call_later(self.chance.uniform(*span_s), action, context=loop.world_context())
 
+    def _for_long(self) -> tuple[float, float]:
+        """How long something is away: a moment, or longer than the grace period."""
+        return self.chance.choice(((0.3, 10.0), (GRACE_S, 3 * GRACE_S)))
+
     def _power_cut(self, name: str) -> None:
-        current().crash(f"{name}/flyd")
+        self._crash(name)
         self.hardware[name].power_cut()
-        self._later((0.5, 20), lambda: self.start_flyd(name))
+        self._later(self._for_long(), lambda: self.start_flyd(name))
 
     def _crash_flyd(self, name: str) -> None:
-        current().crash(f"{name}/flyd")
+        self._crash(name)
         self._later((0.1, 5), lambda: self.start_flyd(name))
 
+    def _crash(self, name: str) -> None:
+        current().crash(f"{name}/flyd")
+        self.copies.see_hosts()
+
     def _freeze_flyd(self, name: str) -> None:
-        loop = current()
-        loop.pause(f"{name}/flyd")
-        self._later((0.5, 15), lambda: loop.resume(f"{name}/flyd"))
+        current().pause(f"{name}/flyd")
+        self.copies.see_hosts()
+        self._later(self._for_long(), lambda: self._thaw_flyd(name))
+
+    def _thaw_flyd(self, name: str) -> None:
+        current().resume(f"{name}/flyd")
+        self.copies.see_hosts()
 
     def _crash_user(self, _name: str) -> None:
         user = self.chance.choice(USERS)
@@ -256,7 +261,7 @@ class MachinesWorld:
 
     def _cut_from_etcd(self, name: str) -> None:
         self.network.cut(self.chance.choice((name, name, *USERS)), ETCD)
-        self._later((0.3, 12), self.network.heal)
+        self._later(self._for_long(), self.network.heal)
 
     def _etcd_outage(self, _name: str) -> None:
         for place in (*HOSTS, *USERS):
@@ -276,24 +281,62 @@ class MachinesWorld:
     def _bad_hardware(self, name: str) -> None:
         self.hardware[name].temper = BAD
 
+    def _turn_clock(self, name: str) -> None:
+        self.clocks[name].skew_s += self.chance.choice((1.0, 1.0, HOURS)) * self.chance.uniform(
+            -SKEW_S, SKEW_S
+        )
+
     # ------------------------------------------------------------------ the end
 
     async def _heal(self) -> None:
         loop = current()
+        self._healed = True
         for user in USERS:
             loop.crash(user)
+        if self.chance.random() < ONE_IS_GONE:
+            self._lose(self.chance.choice(HOSTS))
         self.network.heal()
         self._calm()
         for name in HOSTS:
             self.hardware[name].temper = EVEN
-            loop.resume(f"{name}/flyd")
+            self._thaw_flyd(name)
             self.start_flyd(name)
+            self._uncordon(name)
+            self.clocks[name].skew_s += self.chance.choice((0.0, HOURS * SKEW_S))
         loop.note("healed")
         deadline = loop.time() + CONVERGE_S
         quiet_since = loop.time()
         while loop.time() - quiet_since < QUIET_S:
+            self._hurry()
             if self.checkers.problems():
                 quiet_since = loop.time()
             if loop.time() > deadline:
                 raise Violation(f"not converged within {CONVERGE_S:.0f} s: {self.checkers.problems()}")
             await asyncio.sleep(0.5)
+
+    def _hurry(self) -> None:
+        """No stop may take its hours any more, those under way included."""
+        for item in self.store.list(keys.MACHINES).items:
+            claim = decode(item.value, Machine)
+            if stop_of(claim).timeout_s > HURRIED_S:
+                stop = StopConfig(timeout_s=self.chance.uniform(0, HURRIED_S))
+                self.store.txn((), (Put(item.key, encode(msgspec.structs.replace(claim, stop=stop))),))
+
+    def _lose(self, name: str) -> None:
+        """The host never comes back."""
+        self._crash(name)
+        self.checkers.gone = name
+        self.hardware[name].power_cut()
+        current().note(f"{name} is gone for good")
+
+    def _uncordon(self, name: str) -> None:
+        """As the operator's last word: every host takes machines, no drain goes on."""
+        host, drain = self.store.get(keys.host(name)), self.store.get(keys.drain(name))
+        effects: list[Put | Delete] = []
+        if host is not None:
+            free = decode(host.value, Host)
+            effects.append(Put(host.key, encode(msgspec.structs.replace(free, cordoned=False))))
+        if drain is not None:
+            ended = msgspec.structs.replace(decode(drain.value, Drain), state=DrainState.CANCELLED)
+            effects.append(Put(drain.key, encode(ended)))
+        self.store.txn((), effects)

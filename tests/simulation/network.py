@@ -49,6 +49,7 @@ class Network:
     def __init__(self) -> None:
         self.weather = CALM
         self._chance = stream(current().seed, "network")
+        self.on_change: list[Callable[[], None]] = []
         self._cut: set[tuple[str, str]] = set()  # never iterated
         self._healed = asyncio.Event()
         self._outside = current().world_context()
@@ -61,6 +62,7 @@ class Network:
         """Drop every message between the two from now on."""
         current().note(f"cut {a} | {b}")
         self._cut.add((a, b) if a < b else (b, a))
+        self._changed()
 
     def heal(self) -> None:
         """Every link is up again."""
@@ -69,6 +71,11 @@ class Network:
         self._cut.clear()
         self._healed.set()
         self._healed = asyncio.Event()
+        self._changed()
+
+    def _changed(self) -> None:
+        for see in self.on_change:
+            see()
 
     def delay_s(self) -> float:
         """How long one message takes."""
@@ -133,6 +140,15 @@ class Store(MemoryEtcd):
     def __init__(self) -> None:
         super().__init__()
         self.on_change: list[Callable[[Sequence[Change]], None]] = []
+        self.writer = ""  # whose transaction is being done
+
+    def by(self, writer: str, compares: Sequence[Unchanged], effects: Sequence[Put | Delete]) -> TxnResult:
+        """A transaction, with its sender known to the checkers."""
+        self.writer = writer
+        try:
+            return self.txn(compares, effects)
+        finally:
+            self.writer = ""
 
     def _record(self, revision: int, changes: Sequence[Change]) -> None:
         super()._record(revision, changes)
@@ -173,7 +189,7 @@ class SimulatedKV:
         return await self._call("list", lambda: self._store.list(prefix), writes=False)
 
     async def txn(self, compares: Sequence[Unchanged], effects: Sequence[Put | Delete]) -> TxnResult:
-        return await self._call("txn", lambda: self._store.txn(compares, effects), writes=True)
+        return await self._call("txn", lambda: self._store.by(self._host, compares, effects), writes=True)
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         effects = (Put(key, value, lease),)
@@ -213,16 +229,20 @@ class SimulatedKV:
 
 
 class SimulatedClock:
-    """ports.Clock on virtual time. `skew_s`: how wrong this host's wall clock is."""
+    """ports.Clock on virtual time.
 
-    def __init__(self, skew_s: float = 0.0) -> None:
-        self._skew_s = skew_s
+    `skew_s`: how wrong the wall clock is. `up_s`: for how long the host had been up at the start.
+    """
+
+    def __init__(self, skew_s: float = 0.0, up_s: float = 0.0) -> None:
+        self.skew_s = skew_s
+        self._up_s = up_s
 
     def monotonic_s(self) -> float:
-        return current().time()
+        return current().time() + self._up_s
 
     def wall_s(self) -> float:
-        return WALL_START_S + current().time() + self._skew_s
+        return WALL_START_S + current().time() + self.skew_s
 
 
 class SimulatedEntropy:

@@ -101,6 +101,8 @@ class Node(Protocol):
     network: Network
     ledger: Ledger
     server: Server | None
+    refused: list[str]
+    ended: asyncio.Event
 
     @property
     def members(self) -> int:
@@ -129,6 +131,7 @@ class Server:
         self.session = 0
         self.streaming = False
         self.replayed = 0
+        self._answer: asyncio.Future[tuple[Entry, ...] | None] | None = None  # that we wait for
         self.receivers: dict[str, Receiver] = {}
         self._commits: list[Commit] = []
         self._group: asyncio.TaskGroup | None = None
@@ -173,12 +176,17 @@ class Server:
             ready=True,
             in_recovery=self.in_recovery,
             timeline=disk.timeline(),
+            began_lsn=next((n for n, e in enumerate(disk.wal) if e.timeline == disk.timeline()), 0),
             flushed_lsn=disk.flushed,
             replayed_lsn=self.replayed if self.in_recovery else disk.flushed,
             idle=self.in_recovery and self.replayed == disk.flushed,
             upstream=self.upstream,
             streaming=self.streaming,
         )
+
+    def timeline(self) -> int:
+        """Of its last WAL."""
+        return self.node.disk.timeline()
 
     def replicas(self) -> tuple[Replica, ...]:
         """pg_stat_replication."""
@@ -196,6 +204,11 @@ class Server:
         self.session = self.node.next_session()
         self.streaming = False
 
+    def reset(self) -> None:
+        """The connection to the upstream breaks; a new one is tried soon."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
     def follow(self, address: str) -> None:
         """Stream from there from now on."""
         if self.upstream == address:
@@ -208,6 +221,7 @@ class Server:
         node, first = self.node, True
         while self.session == session:
             answer: asyncio.Future[tuple[Entry, ...] | None] = current().create_future()
+            self._answer = answer
             self._ask(node.peer(address), session, first, answer)
             try:
                 async with asyncio.timeout(RECEIVE_TIMEOUT_S):
@@ -218,6 +232,7 @@ class Server:
                 return
             if entries is None:
                 self.streaming, first = False, True
+                node.ended.set()
                 await asyncio.sleep(RECONNECT_S)
                 continue
             await asyncio.sleep(node.chance.uniform(*FLUSH_S) if entries else 0)
@@ -250,7 +265,9 @@ class Server:
         )
 
         def arrive() -> None:
-            if peer.server is not None:
+            if node.name in peer.refused:
+                node.network.send(peer.name, node.name, lambda: settle(None))
+            elif peer.server is not None:
                 server = peer.server
                 server.inbox.put_nowait(lambda: server.serve(request))
 

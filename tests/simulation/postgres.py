@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flyd.errors import FlydError, InvariantBroken, Refused, Unavailable
-from pgha.model import Data, DataState, Position, Replica, Status
+from pgha.model import Answer, Data, DataState, Position, Replica, Status
 from tests.simulation.ledger import Entry, Ledger
 from tests.simulation.loop import current, stream
 from tests.simulation.network import Network
@@ -41,6 +41,9 @@ class PostgresHost:
         self.server: Server | None = None
         self.chance = stream(current().seed, f"postgres/{name}")
         self.kills = 0
+        self.dark = False  # no power: connections to it are not even refused
+        self.refused: list[str] = []  # members whose connections somebody else resets and refuses
+        self.ended = asyncio.Event()  # the server, or its stream from a primary, has
         self._hosts = hosts
         self._sessions = 0
         self._asks: dict[int, asyncio.Future[Any]] = {}
@@ -76,6 +79,10 @@ class PostgresHost:
             return
         current().crash(self.process)
         self.server = None
+        self.ended.set()
+        if not self.dark:
+            for other in self._hosts.values():
+                self.reset_stream(other)
         kept = self.chance.randint(self.disk.flushed, len(self.disk.wal))
         del self.disk.wal[kept:]
         self.disk.flushed = kept
@@ -85,8 +92,14 @@ class PostgresHost:
                 ask.exception()  # its asker may have crashed; nobody has to see it
         self._asks.clear()
 
+    def reset_stream(self, other: PostgresHost) -> None:
+        """The other's stream from here is reset, once the network has brought that there."""
+        server = other.server
+        if server is not None and server.upstream == self.address:
+            self.network.send(self.name, other.name, server.reset)
+
     def power_cut(self) -> None:
-        """As `kill`, and nothing that was not flushed survives."""
+        """As `kill`, and nothing that was not flushed survives. `dark` says whether the host goes, too."""
         del self.disk.wal[self.disk.flushed :]
         self.kill()
 
@@ -179,6 +192,10 @@ class SimulatedPostgres:
     async def replicas(self) -> tuple[Replica, ...]:
         return await self._host.ask(Server.replicas)
 
+    async def wait_ended(self) -> None:
+        await self._host.ended.wait()
+        self._host.ended.clear()
+
     async def follow(self, address: str) -> None:
         await self._work((0.001, 0.02))
         await self._host.ask(lambda server: server.follow(address))
@@ -218,9 +235,9 @@ class SimulatedPostgres:
         disk = self._host.disk
         self._reach(address)
         await self.kill()
+        disk.state = DataState.DAMAGED
         if self._host.chance.random() < CANNOT_REWIND:
             return False
-        disk.state = DataState.DAMAGED
         source = await self._from(address)
         if source.system_id != disk.system_id:
             return False
@@ -257,6 +274,37 @@ class SimulatedPostgres:
             if self._reach(address) is not server:
                 raise Unavailable(f"{address} went away")
         return self._host.peer(address).disk
+
+
+class SimulatedLookout:
+    """pgha.ports.Lookout: asks over the network; a frozen server is silent, one that is not there refused."""
+
+    def __init__(self, host: PostgresHost) -> None:
+        self._host = host
+
+    async def ask(self, address: str, timeout_s: float) -> Answer:
+        me, peer = self._host, self._host.peer(address)
+        answer: asyncio.Future[Answer] = current().create_future()
+
+        def settle(said: Answer) -> None:
+            if not answer.done():
+                answer.set_result(said)
+
+        def reply(said: Answer) -> None:
+            me.network.send(peer.name, me.name, lambda: settle(said))
+
+        def arrive() -> None:
+            if me.name in peer.refused or (peer.server is None and not peer.dark):
+                reply(Answer.REFUSED)
+            elif peer.server is not None:
+                peer.server.inbox.put_nowait(lambda: reply(Answer.ANSWERED))
+
+        me.network.send(me.name, peer.name, arrive)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            return Answer.SILENT
 
 
 class SimulatedKiller:

@@ -1,7 +1,8 @@
 """The Postgres world: three real pgha agents over fake servers, clients, and faults.
 
 Owns the fault schedule, the clients and the end of a run. Checkers always on: ledger.py, and
-here: at a take-over the old primary is dead unless its killer was held up (I7, I8), and a new
+here: TTL - margin after its last renewal an old primary is dead, by then succeeded or not, unless
+its killer was held up (I7, I8); a round opens before the lease is old only on a quorum's word; and a new
 primary serves only when a quorum has what it begins with (I9). After the
 faults: a serving primary within HEAL_S, which has every acknowledged row, and all three
 members stream again.
@@ -18,11 +19,14 @@ from flyd.model import PostgresLeader, decode, encode
 from flyd.ports import Change, Put
 from pgha import keys
 from pgha.agent import Agent
-from pgha.model import AgentConfig, Switchover
+from pgha.decide import votes_needed
+from pgha.model import MARGIN_S, TTL_S, AgentConfig, Doubt, Lease, Switchover
 from tests.simulation.ledger import Ledger, Violation
 from tests.simulation.loop import current, stream
 from tests.simulation.network import CALM, ETCD, ROUGH, Network, SimulatedClock, SimulatedKV, Store
-from tests.simulation.postgres import PostgresHost, SimulatedKiller, SimulatedPostgres
+from tests.simulation.pgserver import Server
+from tests.simulation.postgres import PostgresHost, SimulatedKiller, SimulatedLookout, SimulatedPostgres
+from tests.simulation.voice import Heard, SimulatedVoice
 
 NODES = ("ams", "iad", "sin")
 CLUSTER = "chat-db"
@@ -33,13 +37,15 @@ HEAL_S = 30.0
 STREAM_S = 60.0
 ROWS_AT_LEAST = 5
 ANY_EPOCH = 1_000_000
+KILLED_S = 0.01  # from a deadline to its effect
 WAKE_UP_S = 1.0  # for a killer that was held up, to do what it should have done
 
 
 class PostgresWorld:
     """Everything of one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults_s: float = FAULTS_S) -> None:
+        self._faults_s = faults_s
         loop = current()
         self.chance = stream(loop.seed, "faults")
         self.network = Network()
@@ -48,10 +54,14 @@ class PostgresWorld:
         self.hosts: dict[str, PostgresHost] = {}
         for name in NODES:
             self.hosts[name] = PostgresHost(name, self.network, self.ledger, self.hosts)
+        self._ears: dict[str, Heard] = {}
         self._killers: dict[str, list[SimulatedKiller]] = {name: [] for name in NODES}
         self._held_up_s: dict[str, float] = {}  # node -> when its killer last began or went on
         self._leader: PostgresLeader | None = None
-        self.store.on_change.append(self._see_leader)
+        self._lease = Lease(epoch=0, node="")
+        self._renewed_s = loop.time()  # when the lease's holder last changed it
+        self._doubters: set[str] = set()  # of the lease as it is; never iterated
+        self.store.on_change.append(self._see)
 
     # ------------------------------------------------------------------ who runs
 
@@ -63,6 +73,7 @@ class PostgresWorld:
         self._lose_agent(name)
         self._held_up_s[name] = loop.time()
         host = self.hosts[name]
+        host.dark = False
         killer = SimulatedKiller(host)
         self._killers[name].append(killer)
         loop.spawn(killer.process, killer.main())
@@ -70,7 +81,8 @@ class PostgresWorld:
             cluster=CLUSTER, node=name, region=name, address=host.address, machine_id=name, voters=NODES
         )
         kv = SimulatedKV(self.network, self.store, name)
-        agent = Agent(config, kv, SimulatedPostgres(host), SimulatedClock(), killer)
+        lookout, voice = SimulatedLookout(host), SimulatedVoice(host, self._ears)
+        agent = Agent(config, kv, SimulatedPostgres(host), SimulatedClock(), killer, lookout, voice)
         loop.spawn(f"{name}/pgha", agent.run())
 
     def _lose_agent(self, name: str) -> None:
@@ -90,24 +102,50 @@ class PostgresWorld:
         host = self.hosts[leader.node]
         return host if host.server is not None and not host.server.in_recovery else None
 
-    def _see_leader(self, changes: Sequence[Change]) -> None:
+    def _see(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.key == keys.postgres_leader(CLUSTER) and change.value is not None:
+            if change.value is None:
+                continue
+            if change.key == keys.postgres_leader(CLUSTER):
                 before, self._leader = self._leader, decode(change.value.value, PostgresLeader)
-                if before is not None and before.node != self._leader.node:
+                if before is not None and before.epoch != self._leader.epoch:
+                    self._check_reason(before)
                     self._check_old_primary(before)
                 if self._leader.serving:
                     self._check_complete(self._leader)
+            elif change.key.startswith(keys.doubts(CLUSTER)):
+                self._doubters.add(decode(change.value.value, Doubt).node)
+        for change in changes:  # after the leader: a take-over changes both
+            if change.key == keys.lease(CLUSTER) and change.value is not None:
+                self._lease = decode(change.value.value, Lease)
+                self._renewed_s = current().time()
+                self._doubters.clear()
+
+    def _check_reason(self, old: PostgresLeader) -> None:
+        """The lease was given back, or its time was over, or a quorum of the others said that it is gone."""
+        early = not self._lease.released and current().time() - self._renewed_s < TTL_S
+        if early and len(self._doubters - {old.node}) < votes_needed(len(NODES)):
+            current().fail(f"hasty: {old.node} of epoch {old.epoch} was succeeded without reason")
 
     def _check_old_primary(self, old: PostgresLeader) -> None:
-        """The lease says that the old primary is dead, unless nobody could kill it."""
+        """It may still answer reads when it is succeeded early; never beyond its own deadline."""
+        server = self.hosts[old.node].server
+        left_s = self._renewed_s + TTL_S - MARGIN_S + KILLED_S - current().time()
+        if server is None:
+            return
+        if left_s <= 0:
+            self._check_dead(old, server)
+        else:
+            self._later((left_s, left_s), lambda: self._check_dead(old, server))
+
+    def _check_dead(self, old: PostgresLeader, server: Server) -> None:
         name, loop = old.node, current()
-        server = self.hosts[name].server
         held_up = (
             not loop.runs(self._killers[name][-1].process) or loop.time() - self._held_up_s[name] < WAKE_UP_S
         )
-        if server is not None and not server.in_recovery and not server.stopping and not held_up:
-            loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} takes over")
+        alive = self.hosts[name].server is server and not server.in_recovery and not server.stopping
+        if alive and not held_up and server.timeline() == old.epoch:
+            loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} leads")
 
     def _check_complete(self, leader: PostgresLeader) -> None:
         """Before clients are let in, a quorum has all that the new primary begins with (I9)."""
@@ -172,7 +210,7 @@ class PostgresWorld:
         loop.spawn(f"{CLIENT}/anywhere", self.write_anywhere())
         if self.chance.random() < 0.8:
             await self._wait("the cluster forms", lambda: self.primary() is not None, HEAL_S)
-        end = loop.time() + FAULTS_S
+        end = loop.time() + self._faults_s
         while loop.time() < end:
             await asyncio.sleep(self.chance.uniform(0.1, 4))
             self._one_fault()
@@ -202,6 +240,9 @@ class PostgresWorld:
             self._cut_off,
             self._cut_one_link,
             self._etcd_outage,
+            self._refuse,
+            self._refuse,
+            self._blip,
             self._compact,
             self._bad_weather,
             self._switchover,
@@ -216,6 +257,7 @@ class PostgresWorld:
         current().crash(f"{name}/pgha")
         for process in self._killer_processes(name):
             current().crash(process)
+        self.hosts[name].dark = self.chance.random() < 0.5
         self.hosts[name].power_cut()
         self._later((0.3, 12), lambda: self.start_agent(name))
 
@@ -266,6 +308,23 @@ class PostgresWorld:
         self.network.cut(name, self.chance.choice([n for n in NODES if n != name]))
         self._later((0.3, 8), self.network.heal)
 
+    def _refuse(self, name: str) -> None:
+        """A firewall resets and refuses some or all of its connections, while it lives: false evidence."""
+        host = self.hosts[name]
+        others = [other for other in NODES if other != name]
+        host.refused = others if self.chance.random() < 0.6 else [self.chance.choice(others)]
+        current().note(f"{name} seems to refuse {host.refused}")
+        for other in host.refused:
+            host.reset_stream(self.hosts[other])
+        self._later((0.02, 5), host.refused.clear)
+
+    def _blip(self, name: str) -> None:
+        """Cut off for less than anybody should mind."""
+        for other in (*NODES, ETCD, CLIENT):
+            if other != name:
+                self.network.cut(name, other)
+        self._later((0.05, 0.6), self.network.heal)
+
     def _etcd_outage(self, _name: str) -> None:
         for node in NODES:
             self.network.cut(node, ETCD)
@@ -292,6 +351,7 @@ class PostgresWorld:
         self.network.heal()
         self._calm()
         for name in NODES:
+            self.hosts[name].refused = []
             for process in (f"{name}/pgha", f"{name}/postgres", *self._killer_processes(name)):
                 loop.resume(process)
             self.start_agent(name)

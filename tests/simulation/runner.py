@@ -7,6 +7,7 @@ the tests; `replay_command` is what a failing test prints.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, MutableMapping
+from functools import partial
 from typing import Any, NoReturn
 
 import structlog
@@ -18,20 +19,24 @@ from tests.simulation.postgres_world import PostgresWorld
 LIMIT_S = 600.0
 
 
-async def _postgres() -> str:
-    return await PostgresWorld().run()
+async def _postgres(faults_s: float | None) -> str:
+    return await (PostgresWorld(faults_s) if faults_s else PostgresWorld()).run()
 
 
-async def _machines() -> str:
-    return await MachinesWorld().run()
+async def _machines(faults_s: float | None) -> str:
+    return await (MachinesWorld(faults_s=faults_s) if faults_s else MachinesWorld()).run()
 
 
-WORLDS: dict[str, Callable[[], Coroutine[Any, Any, str]]] = {"machines": _machines, "postgres": _postgres}
+WORLDS: dict[str, Callable[[float | None], Coroutine[Any, Any, str]]] = {
+    "machines": _machines,
+    "postgres": _postgres,
+}
 
 
-def replay_command(world: str, seed: int) -> str:
+def replay_command(world: str, seed: int, minutes: float | None = None) -> str:
     """What to type to see that run again."""
-    return f"python -m tests.simulation --world {world} --seed {seed} --trace"
+    length = f" --minutes {minutes:g}" if minutes else ""
+    return f"python -m tests.simulation --world {world} --seed {seed}{length} --trace"
 
 
 def _into_trace(_logger: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
@@ -51,6 +56,6 @@ def simulate(main: Callable[[], Coroutine[Any, Any, Any]], seed: int, limit_s: f
         structlog.configure(**before)
 
 
-def run_world(world: str, seed: int) -> Finished:
-    """One run of a world."""
-    return simulate(WORLDS[world], seed)
+def run_world(world: str, seed: int, faults_s: float | None = None) -> Finished:
+    """One run of a world; `faults_s`: for how long things break, None: the world's own, short time."""
+    return simulate(partial(WORLDS[world], faults_s), seed, LIMIT_S + (faults_s or 0.0))

@@ -15,7 +15,8 @@ from flyd.errors import Compacted, Conflict, InvariantBroken, NotFound, OutcomeU
 from flyd.model import MachineSpec
 from flyd.ports import Put, Unchanged
 from pgha.model import DataState
-from tests.simulation.driver import Hardware, SimulatedDriver, SimulatedVolumes
+from tests.simulation.disk import SimulatedVolumes
+from tests.simulation.driver import Hardware, SimulatedDriver, Temper
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import run
 from tests.simulation.network import ETCD, Network, SimulatedKV, Store, Weather
@@ -119,8 +120,25 @@ async def test_a_driver_is_idempotent_and_machines_outlive_it():
 
 
 @simulated
+async def test_a_stop_waits_no_longer_than_for_the_end():
+    hardware = Hardware("ams")
+    hardware.temper = Temper(ignores_signals=1.0, exits_by_itself=1.0)
+    driver = SimulatedDriver(hardware)
+    await driver.create(spec())
+    await driver.start(spec())
+    ended = await driver.stop("m1", "SIGINT", 3600.0)
+    assert ended is not None
+    assert not ended.requested
+    assert asyncio.get_running_loop().time() < 3600.0
+
+
+def volumes_of(hardware: Hardware) -> SimulatedVolumes:
+    return SimulatedVolumes(hardware.volumes, hardware.purged, hardware.work)
+
+
+@simulated
 async def test_volumes_are_fenced_by_epoch():
-    volumes = SimulatedVolumes(Hardware("ams"))
+    volumes = volumes_of(Hardware("ams"))
     with pytest.raises(NotFound):
         await volumes.attach("v", "m1", 1)
     await volumes.detach("v", "m1", 1)
@@ -136,7 +154,29 @@ async def test_volumes_are_fenced_by_epoch():
     with pytest.raises(Refused):
         await volumes.attach("v", "m1", 1)
     with pytest.raises(Refused):
-        await volumes.destroy("v")
+        await volumes.destroy("v", 1.0)
+
+
+@simulated
+async def test_a_destroyed_volume_is_kept_until_it_is_purged():
+    hardware = Hardware("ams")
+    volumes = volumes_of(hardware)
+    await volumes.destroy("v", 1.0)
+    with pytest.raises(NotFound):
+        await volumes.undestroy("v")
+    await volumes.create("v", 1)
+    await volumes.destroy("v", 10.0)
+    await volumes.destroy("v", 20.0)
+    for asked in (volumes.create("v", 1), volumes.attach("v", "m1", 1), volumes.extend("v", 2)):
+        with pytest.raises(NotFound):
+            await asked
+    assert await volumes.purge(19.0) == ()
+    await volumes.undestroy("v")
+    assert await volumes.purge(99.0) == ()
+    await volumes.destroy("v", 20.0)
+    assert await volumes.purge(20.0) == ("v",) == tuple(hardware.purged)
+    with pytest.raises(NotFound):
+        await volumes.undestroy("v")
 
 
 # --------------------------------------------------------------------------- Postgres

@@ -10,17 +10,19 @@ from flyd.deploy.deployer import Deployer
 from flyd.deploy.releases import DeployRun, RunState, list_runs
 from flyd.deploy.requests import start_deploy
 from flyd.machines.free import free
+from flyd.machines.leases import LEASES
 from flyd.model import App, Desired, Machine, decode, encode
+from flyd.placement.placer import Placer
 from flyd.ports import KV, Put, Unchanged
 from flyd.store import keys
 from flyd.store.leader import lead
 from flyd.store.memory import MemoryKV
 from flyd.store.mirror import Mirror
 from tests.simulation.loop import current, run
-from tests.support.placing import CountedEntropy, FixedClock, join, make_host
+from tests.support.placing import PLACING, CountedEntropy, FixedClock, join, make_host
 from tests.support.rollouts import Behaviour, status_of
 
-PREFIXES = (keys.ALIVE, keys.MACHINES, keys.STATUS, keys.RELEASES, keys.RUNS)
+PREFIXES = (*PLACING, LEASES, keys.STATUS, keys.RELEASES, keys.RUNS)
 
 
 class LoopClock(FixedClock):
@@ -51,10 +53,11 @@ async def keep_hosts(kv: KV, behaviour: Behaviour) -> None:
         await asyncio.sleep(0.2)
 
 
-async def deployer_process(kv: KV, name: str) -> None:
+async def deployer_process(kv: KV, name: str, *, leases_seen: bool = True) -> None:
     """What the daemon runs."""
-    mirror = Mirror(kv, PREFIXES)
-    deployer = Deployer(kv, mirror, clock=LoopClock(), entropy=CountedEntropy(name), last_lines=no_lines)
+    mirror = Mirror(kv, [prefix for prefix in PREFIXES if leases_seen or prefix != LEASES])
+    placer = Placer(kv, mirror, clock=LoopClock(), entropy=CountedEntropy(name))
+    deployer = Deployer(kv, mirror, placer, clock=LoopClock(), last_lines=no_lines)
     async with asyncio.TaskGroup() as group:
         group.create_task(mirror.keep())
         await mirror.wait_synced()

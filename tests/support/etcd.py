@@ -38,7 +38,7 @@ class Member:
         self.name = name
         self.endpoint = f"127.0.0.1:{client_port}"
         self.peer_url = f"http://127.0.0.1:{peer_port}"
-        self._directory = directory
+        self.directory = directory
         self._arguments: list[str] = []
         self._process: asyncio.subprocess.Process | None = None
 
@@ -46,7 +46,7 @@ class Member:
         """Fix the command line."""
         client_url = f"http://{self.endpoint}"
         self._arguments = [
-            *("--name", self.name, "--data-dir", str(self._directory)),
+            *("--name", self.name, "--data-dir", str(self.directory)),
             *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
             *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url),
             *("--initial-cluster", cluster, "--initial-cluster-state", "new"),
@@ -56,7 +56,7 @@ class Member:
 
     async def start(self) -> None:
         """Start, or start again over the same data."""
-        log = (self._directory.parent / f"{self.name}.log").open("ab")
+        log = (self.directory.parent / f"{self.name}.log").open("ab")
         with log:
             self._process = await asyncio.create_subprocess_exec(
                 str(ETCD), *self._arguments, stdout=log, stderr=log
@@ -102,11 +102,14 @@ class EtcdCluster:
         return [m.endpoint for m in self.members]
 
     async def leader(self) -> Member:
-        """The member that leads now."""
-        for member in self.members:
-            if await member.is_leader():
-                return member
-        raise AssertionError("no etcd member leads")
+        """The member that leads, once there is one."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                for member in self.members:
+                    with contextlib.suppress(OSError):
+                        if await member.is_leader():
+                            return member
+                await asyncio.sleep(0.05)
 
     async def wait_ready(self) -> None:
         """Return once every member answers."""

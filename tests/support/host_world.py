@@ -14,6 +14,7 @@ from itertools import count
 import msgspec
 
 from flyd.errors import NotFound, Refused, Unavailable
+from flyd.machines.halts import Halts
 from flyd.machines.host import HostLoop
 from flyd.machines.operations import Records, Tools
 from flyd.model import (
@@ -36,7 +37,8 @@ from flyd.model import (
     decode,
     encode,
 )
-from flyd.ports import Delete, Put
+from flyd.model.machine import Process
+from flyd.ports import Delete, Put, SessionClient
 from flyd.store import keys
 from flyd.store.memory import MemoryEtcd, MemoryKV, MemoryRunLog
 from flyd.store.mirror import Mirror
@@ -78,7 +80,9 @@ class FakeDriver:
         self.specs: dict[str, MachineSpec] = {}
         self.seen: dict[str, Observed] = {}
         self.starts: list[str] = []
+        self.signals: list[tuple[str, str]] = []
         self.refuse_start = 0
+        self.looks = 0
         self.ended: asyncio.Queue[str] = asyncio.Queue()
         self.crasher = Crasher()
         self._pids = count(100)
@@ -129,6 +133,16 @@ class FakeDriver:
     async def observe(self) -> Mapping[str, Observed]:
         return dict(self.seen)
 
+    async def look(self, machine_id: str) -> Observed | None:
+        self.looks += 1
+        return self.seen.get(machine_id)
+
+    async def signal(self, machine_id: str, signal: str) -> None:
+        self.signals.append((machine_id, signal))
+
+    async def processes(self, machine_id: str) -> tuple[Process, ...]:
+        return ()
+
     async def exits(self) -> AsyncIterator[str]:
         while True:
             yield await self.ended.get()
@@ -137,6 +151,9 @@ class FakeDriver:
         self, machine_id: str, command: Sequence[str], timeout_s: float
     ) -> AsyncIterator[ExecOutput]:
         yield ExecOutput(exit_code=0)
+
+    async def session(self, machine_id: str, command: Sequence[str], client: SessionClient) -> int:
+        return 0
 
     async def logs(self, machine_id: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         yield LogLine(machine_id=machine_id, at_s=0.0, text="")
@@ -167,9 +184,6 @@ class FakeVolumes:
         if self.held[volume_id] == (machine_id, epoch):
             self.held[volume_id] = ("", epoch)
         self.crasher.effect()
-
-    async def destroy(self, volume_id: str) -> None:
-        self.held.pop(volume_id, None)
 
 
 class FakeSources:
@@ -250,6 +264,7 @@ class World:
         self.run_log = CrashingLog()
         self.run_log.crasher = Crasher()
         self.entropy = Counting()
+        self.clock = LoopClock()
         self.kv = FaultyKV(self.etcd)
         self.probe_ok = True
         self.probes = 0
@@ -274,7 +289,7 @@ class World:
             run_log=self.run_log,
             volumes=self.volumes,
             sources=self.sources,
-            clock=LoopClock(),
+            clock=self.clock,
             entropy=self.entropy,
             probe=self.probe,
         )
@@ -296,6 +311,7 @@ class World:
             sources=self.sources,
             clock=LoopClock(),
             records=records,
+            halts=Halts(self.driver),
         )
 
     def put(self, key: str, value: msgspec.Struct) -> None:
@@ -369,9 +385,12 @@ def assert_freed(world: World) -> None:
     assert world.etcd.get(keys.status("web", "m1")) is None
     reserved = world.etcd.get(keys.reservations("h1"))
     assert reserved is not None
-    assert decode(reserved.value, Reservations) == Reservations(
+    kept = Reservations(
         host="h1", machines={"other": Resources(cpus=1)}, volumes_gb={"v1": 1}, addresses={"other": 3}
     )
+    # Nobody claims "other": a host loop that runs gives its place back too (flyd/machines/leftovers.py).
+    swept = Reservations(host="h1", volumes_gb={"v1": 1})
+    assert decode(reserved.value, Reservations) in (kept, swept)
     volume = world.etcd.get(keys.volume("web", "v1"))
     assert volume is not None
     assert decode(volume.value, Volume).attached_machine == ""

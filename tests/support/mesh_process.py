@@ -31,7 +31,8 @@ DNS_PORT = 53
 async def main(interface: str, key_file: Path, mode: MeshMode) -> None:
     link = WireguardLink(key_file, interface=interface)
     host = decode((await read_line()).encode(), Host)
-    host = msgspec.structs.replace(host, wg_public_key=await link.public_key())
+    if mode is MeshMode.WIREGUARD:
+        host = msgspec.structs.replace(host, wg_public_key=await link.public_key())
     print(encode(host).decode(), flush=True)
     kv = MemoryKV(MemoryEtcd())
     mirror = Mirror(kv, (keys.ROOT,))

@@ -15,19 +15,23 @@ import textwrap
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
+from flyd.network.addresses import address6, bridge, mac
+
 PROGRAMS = ("ip", "nft", "iptables", "wg", "wireguard-go")
-PACKAGES = "iproute2 nftables iptables wireguard-tools wireguard-go"
 UNDERLAY = "198.51.100"  # TEST-NET-2: never routed anywhere
 ECHO_PORT = 7000
 
-ECHO = f"""
-    import socketserver
+ECHO = """
+    import socket, socketserver, sys
     class Say(socketserver.BaseRequestHandler):
         def handle(self):
-            self.request.recv(65536)
-            self.request.sendall(self.client_address[0].encode())
-    socketserver.ThreadingTCPServer.allow_reuse_address = True
-    server = socketserver.ThreadingTCPServer(("0.0.0.0", {ECHO_PORT}), Say)
+            while self.request.recv(65536):
+                who = self.client_address[0].removeprefix("::ffff:")
+                self.request.sendall(who.encode() + bytes([10]))
+    class Server(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6  # and IPv4, too
+        allow_reuse_address = True
+    server = Server(("::", int(sys.argv[1])), Say)
     print("ready", flush=True)
     server.serve_forever()
 """
@@ -35,7 +39,7 @@ CONNECT = """
     import socket, sys
     with socket.create_connection((sys.argv[1], int(sys.argv[2])), float(sys.argv[3])) as s:
         s.sendall(sys.argv[4].encode())
-        print(s.recv(100).decode())
+        print(s.makefile().readline())
 """
 
 
@@ -44,16 +48,11 @@ def missing_programs() -> list[str]:
 
 
 def why_not() -> str:
-    """Why namespaces can not be used here, "" if they can; what is missing is installed first."""
+    """Why namespaces can not be used here, "" if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    missing = missing_programs()
-    if missing and shutil.which("apt-get"):
-        for words in ("update -qq", f"install -y -qq --no-install-recommends {PACKAGES}"):
-            subprocess.run(["apt-get", *words.split()], capture_output=True, check=False)
-        missing = missing_programs()
-    if missing:
-        return f"missing: {', '.join(missing)} (apt-get install {PACKAGES})"
+    if missing := missing_programs():
+        return f"missing: {', '.join(missing)} (scripts/test-tools.sh installs them)"
     probe = f"probe{os.getpid()}"
     if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
         return "this kernel or container does not allow `ip netns add`"
@@ -113,27 +112,36 @@ class Net:
         self.ip("sw", "link", "add", "br0", "type", "bridge")
         self.ip("sw", "link", "set", "br0", "up")
 
-    def plug(self, short: str, number: int) -> None:
+    def plug(self, short: str, number: int, device: str = "eth0") -> None:
         """Connect a host with the switch: its address is UNDERLAY.number."""
-        self._veth(short, "u0", "sw", f"to-{short}", "br0")
-        self.ip(short, "address", "add", f"{UNDERLAY}.{number}/24", "dev", "u0")
+        self._veth(short, device, "sw", f"to-{short}", "br0")
+        self.ip(short, "address", "add", f"{UNDERLAY}.{number}/24", "dev", device)
 
     def host(self, short: str, number: int, subnet: str) -> None:
         self.namespace(short)
         self.plug(short, number)
-        self.ip(short, "link", "add", "br0", "type", "bridge")
-        self.ip(short, "address", "add", f"{subnet}.0.1/16", "dev", "br0")
-        self.ip(short, "link", "set", "br0", "up")
+        self.ip(short, "link", "add", bridge(short), "type", "bridge")
+        self.ip(short, "address", "add", f"{subnet}.0.1/16", "dev", bridge(short))
+        own = f"{address6(f'{subnet}.0.1')}/64"
+        self.ip(short, "address", "add", own, "dev", bridge(short), "nodad")
+        self.ip(short, "link", "set", bridge(short), "up")
 
     def machine(self, short: str, host: str, address: str) -> None:
         """A machine behind a host, with the echo server in it."""
         self.namespace(short)
-        self._veth(short, "eth0", host, f"to-{short}", "br0")
+        self._veth(short, "eth0", host, f"to-{short}", bridge(host), mac(address))
+        gateway = ".".join([*address.split(".")[:2], "0", "1"])
         self.ip(short, "address", "add", f"{address}/16", "dev", "eth0")
-        self.ip(short, "route", "add", "default", "via", ".".join([*address.split(".")[:2], "0", "1"]))
-        echo = self.start(short, *python(ECHO))
-        assert echo.stdout is not None
-        assert echo.stdout.readline() == "ready\n"
+        self.ip(short, "address", "add", f"{address6(address)}/64", "dev", "eth0", "nodad")
+        for way in (gateway, address6(gateway)):
+            self.ip(short, "route", "add", "default", "via", way)
+        self.echo(short)
+
+    def echo(self, short: str, port: int = ECHO_PORT) -> None:
+        """A server on every address of the namespace, which says to each client who it is."""
+        server = self.start(short, *python(ECHO, str(port)))
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
 
     def connect(
         self, short: str, address: str, payload: str = "hello", *, timeout_s: float = 1, port: int = ECHO_PORT
@@ -142,9 +150,10 @@ class Net:
         code = python(CONNECT, address, str(port), str(timeout_s), payload)
         return self.run(short, *code, timeout_s=timeout_s * 3 + 5).stdout.strip()
 
-    def _veth(self, short: str, device: str, other: str, port: str, bridge: str) -> None:
+    def _veth(self, short: str, device: str, other: str, port: str, bridge: str, mac: str = "") -> None:
         peer = ("peer", "name", port, "netns", self.name(other))
-        self.ip(short, "link", "add", device, "type", "veth", *peer)
+        own = ("address", mac) if mac else ()
+        self.ip(short, "link", "add", device, *own, "type", "veth", *peer)
         self.ip(other, "link", "set", port, "master", bridge, "up")
         self.ip(short, "link", "set", device, "up")
 

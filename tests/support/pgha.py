@@ -12,8 +12,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
 
 import psycopg
 
@@ -24,11 +26,17 @@ from flyd.store import keys as store_keys
 from flyd.store.etcd import EtcdKV
 from pgha.process_table import server_pids
 from tests.support.etcd import EtcdCluster, free_ports, run_etcd
+from tests.support.links import Link
 
 PGHA = Path(sys.executable).parent / "pgha"
+NO_MORE: Mapping[str, str] = MappingProxyType({})
 PASSWORD = "a superuser's secret"
 CONNECT_S = 2.0
+STORE_S = 60.0  # etcd may be away that long: it is hurt on purpose, and elects a leader of its own
+ATTEMPT_S = 0.6  # one question to it, as the agents ask
+WAIT_S = 60.0  # for what the cluster does by itself
 
+T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[object, ...]]
 
 
@@ -48,6 +56,12 @@ class Node:
             self._agent = await asyncio.create_subprocess_exec(
                 str(PGHA), "run", env=os.environ | self._env, stdout=log, stderr=log
             )
+
+    @property
+    def agent_pid(self) -> int:
+        """Of the agent that was started last."""
+        assert self._agent is not None
+        return self._agent.pid
 
     def pids(self) -> list[int]:
         """The agent and every process of its Postgres."""
@@ -99,6 +113,7 @@ class PgCluster:
         self.kv = kv
         self.etcd = etcd
         self.nodes = nodes
+        self.links: dict[str, Link] = {}  # of each node to etcd, if the cluster was made with them
         self.inserted = 0  # numbers given to writers so far
 
     def node(self, name: str) -> Node:
@@ -107,22 +122,31 @@ class PgCluster:
 
     async def leader(self) -> PostgresLeader | None:
         """Who may be primary."""
-        item = await self.kv.get(store_keys.postgres_leader(self.name))
+        item = await self._ask(lambda: self.kv.get(store_keys.postgres_leader(self.name)))
         return None if item is None else decode(item.value, PostgresLeader)
 
     async def members(self) -> dict[str, PostgresMember]:
         """What each member last said."""
-        listing = await self.kv.list(store_keys.postgres_members(self.name))
+        listing = await self._ask(lambda: self.kv.list(store_keys.postgres_members(self.name)))
         said = [decode(i.value, PostgresMember) for i in listing.items]
         return {m.node: m for m in said}
 
     async def events(self) -> list[Event]:
         """The cluster's history."""
-        listing = await self.kv.list(f"{store_keys.EVENTS}{self.name}/")
+        listing = await self._ask(lambda: self.kv.list(f"{store_keys.EVENTS}{self.name}/"))
         return [decode(i.value, Event) for i in listing.items]
 
+    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """etcd's answer, asked again for as long as it is away."""
+        async with asyncio.timeout(STORE_S):
+            while True:
+                with contextlib.suppress(Unavailable, TimeoutError):
+                    async with asyncio.timeout(ATTEMPT_S):
+                        return await question()
+                await asyncio.sleep(0.02)
+
     async def wait_leader(
-        self, good: Callable[[PostgresLeader], bool] = lambda _: True, timeout_s: float = 20.0
+        self, good: Callable[[PostgresLeader], bool] = lambda _: True, timeout_s: float = WAIT_S
     ) -> PostgresLeader:
         """The leader, once it serves and is as wanted."""
         async with asyncio.timeout(timeout_s):
@@ -132,7 +156,7 @@ class PgCluster:
                     return leader
                 await asyncio.sleep(0.02)
 
-    async def wait_whole(self, timeout_s: float = 30.0) -> PostgresLeader:
+    async def wait_whole(self, timeout_s: float = WAIT_S) -> PostgresLeader:
         """A serving leader whose epoch every other member streams."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -175,18 +199,21 @@ class Writer:
                 async with asyncio.timeout(CONNECT_S):
                     connection = await connect(leader.address)
                 await self._insert(connection, leader)
-            except (psycopg.Error, OSError, TimeoutError, Unavailable):
+            except (psycopg.Error, OSError, TimeoutError):
                 await asyncio.sleep(0.01)
 
     async def _insert(self, connection: Connection, leader: PostgresLeader) -> None:
         """One after the other; leaves for a new leader when this one is silent, as the edge would."""
         while True:
             insert = asyncio.ensure_future(self._one(connection, leader.address))  # noqa: TID251
-            while not (await asyncio.wait({insert}, timeout=0.05))[0]:
-                now = await self._cluster.leader()
-                if now is not None and now.serving and now.epoch != leader.epoch:
+            try:
+                while not (await asyncio.wait({insert}, timeout=0.05))[0]:
+                    now = await self._cluster.leader()
+                    if now is not None and now.serving and now.epoch != leader.epoch:
+                        return
+            finally:
+                if not insert.done():
                     self._left.append(insert)
-                    return
             insert.result()
 
     async def _one(self, connection: Connection, address: str) -> None:
@@ -241,8 +268,17 @@ async def writing(cluster: PgCluster) -> AsyncGenerator[Writer]:
 
 
 @contextlib.asynccontextmanager
-async def run_pgha(member_count: int = 3, etcd_members: int = 1) -> AsyncGenerator[PgCluster]:
-    """A cluster from nothing; all its processes are killed and its files removed at exit."""
+async def run_pgha(
+    member_count: int = 3,
+    etcd_members: int = 1,
+    *,
+    links: bool = False,
+    more_env: Mapping[str, str] = NO_MORE,
+) -> AsyncGenerator[PgCluster]:
+    """A cluster from nothing; all its processes are killed and its files removed at exit.
+
+    With `links`, each agent reaches the first member of etcd, and only that, over a link that can be cut.
+    """
     root = Path(tempfile.mkdtemp(prefix="pgha-it-"))
     root.chmod(0o755)
     name = f"db{secrets.token_hex(3)}"
@@ -251,6 +287,9 @@ async def run_pgha(member_count: int = 3, etcd_members: int = 1) -> AsyncGenerat
     nodes: list[Node] = []
     async with run_etcd(etcd_members) as etcd:
         kv = EtcdKV(etcd.endpoints)
+        relays = {node: Link(etcd.endpoints[0]) for node in names if links}
+        for link in relays.values():
+            await link.start()
         for n, node in enumerate(names):
             directory = root / node
             env = {
@@ -262,12 +301,14 @@ async def run_pgha(member_count: int = 3, etcd_members: int = 1) -> AsyncGenerat
                 "PGHA_ADDRESS": f"127.0.40.{n + 1}",
                 "PGHA_PORT": str(port),
                 "PGHA_DATA_DIR": str(directory),
-                "PGHA_ETCD": ",".join(etcd.endpoints),
+                "FLYD_ETCD": relays[node].endpoint if links else ",".join(etcd.endpoints),
                 "PGHA_SUPERUSER_PASSWORD": PASSWORD,
                 "PGHA_REPLICATION_PASSWORD": "another:secret",
+                **more_env,
             }
             nodes.append(Node(node, f"127.0.40.{n + 1}:{port}", directory, env))
         cluster = PgCluster(name, root, kv, etcd, nodes)
+        cluster.links |= relays
         try:
             for node in nodes:
                 await node.start()
@@ -278,5 +319,7 @@ async def run_pgha(member_count: int = 3, etcd_members: int = 1) -> AsyncGenerat
         finally:
             for node in nodes:
                 await node.kill()
+            for link in relays.values():
+                await link.close()
             await kv.close()
             shutil.rmtree(root, ignore_errors=True)

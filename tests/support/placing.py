@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Sequence
 
+from flyd.errors import FlydError
 from flyd.model import Host, Machine, MachineConfig, Resources, encode
-from flyd.ports import KV
+from flyd.placement.placer import Placer
+from flyd.placement.scheduler import Order
+from flyd.ports import KV, Clock, Entropy, Unchanged
 from flyd.store import keys
+from flyd.store.mirror import Mirror
+
+PLACING = (keys.HOSTS, keys.ALIVE, keys.RESERVATIONS, keys.MACHINES, keys.VOLUMES)
+"""What a placer's mirror has to hold."""
 
 
 class FixedClock:
@@ -63,6 +72,25 @@ def make_machine(machine_id: str, host: Host, *, app: str = "chat", group: str =
         config=MachineConfig(image="host:", process_group=group),
         private_ip="127.11.0.2",
     )
+
+
+async def place(
+    kv: KV, order: Order, *, clock: Clock, entropy: Entropy, guards: Sequence[Unchanged] = ()
+) -> Machine:
+    """Place one machine, as a flyd would that has just started."""
+    mirror = Mirror(kv, PLACING)
+    outcome: Machine | FlydError
+    async with asyncio.TaskGroup() as group:
+        keeping = group.create_task(mirror.keep())
+        await mirror.wait_synced()
+        try:
+            outcome = await Placer(kv, mirror, clock=clock, entropy=entropy).place(order, guards=guards)
+        except FlydError as error:
+            outcome = error  # raised below: a group would wrap it
+        keeping.cancel()
+    if isinstance(outcome, FlydError):
+        raise outcome
+    return outcome
 
 
 async def join(kv: KV, *hosts: Host) -> None:

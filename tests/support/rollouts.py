@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from flyd.deploy import plan, rollout
+from flyd.deploy import moves, plan, rollout
 from flyd.deploy.appconfig import AppConfig, DeployPolicy, ProcessGroup
 from flyd.deploy.appconfig.expansion import RELEASE_COMMAND_GROUP
+from flyd.deploy.deployer import PLACE_AGAIN_S
 from flyd.deploy.plan import StepName
 from flyd.deploy.releases import DeployRun, Phase, Release, RunState
+from flyd.machines.leases import MachineLease
 from flyd.model import (
     Check,
     CheckStatus,
@@ -82,31 +84,43 @@ class PureWorld:
     def __init__(self, behaviour: Behaviour | None = None, full: tuple[str, ...] = ()) -> None:
         self.behaviour: Behaviour = behaviour or (lambda _machine: "ok")
         self.full = full  # regions without room
+        self.room: dict[str, int] = {}  # regions with room for so many machines only
         self.machines: dict[str, Machine] = {}
         self.before: dict[StepName, Callable[[], object]] = {}  # happens once, before that step is judged
         self.alive: tuple[str, ...] = ("ams-1", "iad-1", "sin-1")
         self.comes_back: list[tuple[str, ...]] = []  # the living hosts after each further wait
+        self.leases: dict[str, MachineLease] = {}
         self.history: list[str] = []  # what was done to machines, in order
         self.twice = False  # do every effect twice, as a crash before the record makes it
         self.overlap = True  # whether two running machines never shared a volume
         self._clock_s = 100.0
 
-    def deploy(self, config: AppConfig, version: int, regions: tuple[str, ...] = ("ams", "iad")) -> DeployRun:
+    def deploy(
+        self,
+        config: AppConfig,
+        version: int,
+        regions: tuple[str, ...] = ("ams", "iad"),
+        counts: dict[str, dict[str, int]] | None = None,
+    ) -> DeployRun:
         """Walk a whole run."""
         release = Release(version=version, app="chat", image=f"image:{version}", config=config)
-        run = DeployRun(id=f"run{version}", app="chat", version=version, regions=regions)
+        run = DeployRun(id=f"run{version}", app="chat", version=version, regions=regions, counts=counts or {})
         waited_s = 0.0
         for _ in range(1000):
             step = plan.current_step(run, release)
             if step is not None:
                 self.before.pop(step.name, lambda: None)()
             move = rollout.next_step(run, release, self._world(waited_s))
-            if isinstance(move, rollout.Wait):
+            if isinstance(move, moves.Wait):
                 waited_s += move.look_again_s
                 self._clock_s += move.look_again_s
                 self.alive = self.comes_back.pop(0) if self.comes_back else self.alive
                 continue
-            if isinstance(move, rollout.Finish):
+            if isinstance(move, moves.Place) and not self._room(move) and waited_s < move.waits_s(()):
+                waited_s += PLACE_AGAIN_S
+                self._clock_s += PLACE_AGAIN_S
+                continue
+            if isinstance(move, moves.Finish):
                 return msgspec.structs.replace(run, state=move.state, phase=Phase.ENDED)
             if self.twice:
                 self._apply(run, move)
@@ -126,7 +140,7 @@ class PureWorld:
             for r in regions
         }
 
-    def _world(self, waited_s: float) -> rollout.World:
+    def _world(self, waited_s: float) -> moves.World:
         """The world settled: what is to be destroyed on a living host is gone and freed."""
         gone = [
             m.id for m in self.machines.values() if m.desired is Desired.DESTROYED and m.host in self.alive
@@ -135,34 +149,38 @@ class PureWorld:
             if self.behaviour(self.machines[machine_id]) != "silent":
                 del self.machines[machine_id]
         said = {m.id: status_of(m, self.behaviour(m)) for m in self.machines.values()}
-        return rollout.World(
+        return moves.World(
             machines=dict(self.machines),
             statuses={k: v for k, v in said.items() if v is not None},
             alive=self.alive,
+            leases=self.leases,
             waited_s=waited_s,
         )
 
-    def _apply(self, run: DeployRun, move: rollout.Move) -> DeployRun:
+    def _apply(self, run: DeployRun, move: moves.Move) -> DeployRun:
         self._clock_s += 0.01
-        forward = msgspec.structs.replace(run, done=run.done + 1)
+        steps = move.steps if isinstance(move, moves.Advance) else 1
+        forward = msgspec.structs.replace(run, done=run.done + steps)
         match move:
-            case rollout.Plan():
+            case moves.Plan():
                 return msgspec.structs.replace(run, phase=Phase.ROLLING, slots=move.slots, done=0)
-            case rollout.Undo():
+            case moves.Undo():
                 return self._turned(run, move.error)
-            case rollout.Place(order=order):
-                if order.region in self.full and run.phase is Phase.ROLLING:
-                    return self._turned(run, f"no host can take it in {order.region}")
-                self._place(order)
+            case moves.Place():
+                order = self._room(move)
+                if order is not None:
+                    self._place(order)
+                elif run.phase is Phase.ROLLING:
+                    return self._turned(run, f"no host can take it in {move.orders[0].region}")
                 return forward
-            case rollout.Cordon():
+            case moves.Cordon():
                 machine = self.machines[move.machine_id]
                 changed = msgspec.structs.replace(machine, cordoned=move.cordoned)
                 if changed != machine:
                     self._note("cordon" if move.cordoned else "uncordon", machine)
                 self.machines[move.machine_id] = changed
                 return forward
-            case rollout.Destroy():
+            case moves.Destroy():
                 machine = self.machines[move.machine_id]
                 if machine.desired is not Desired.DESTROYED:
                     self._note("destroy", machine)
@@ -170,6 +188,16 @@ class PureWorld:
                 return forward
             case _:
                 return forward
+
+    def _room(self, wanted: moves.Place) -> Order | None:
+        """The first of the orders that finds room, or whose machine is there already."""
+        if wanted.orders[0].machine_id in self.machines:
+            return wanted.orders[0]
+        return next((order for order in wanted.orders if order.region not in self._no_room()), None)
+
+    def _no_room(self) -> tuple[str, ...]:
+        there = [m.region for m in self.machines.values()]
+        return (*self.full, *(region for region, most in self.room.items() if there.count(region) >= most))
 
     def _turned(self, run: DeployRun, error: str) -> DeployRun:
         return msgspec.structs.replace(run, phase=Phase.UNDOING, reached=run.done + 1, done=0, error=error)
@@ -192,6 +220,8 @@ class PureWorld:
             config=msgspec.structs.replace(order.config, mounts=mounts),
             private_ip="127.11.0.2",
             release=order.release,
+            desired=order.desired,
+            cordoned=order.cordoned,
             created_at_s=self._clock_s,
         )
         self.machines[machine.id] = machine

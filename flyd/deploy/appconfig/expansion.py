@@ -38,6 +38,7 @@ def machine_config(config: AppConfig, group: str, image: str) -> MachineConfig:
         stop=config.stop,
         metadata=_metadata(group),
         process_group=group,
+        host_labels=wanted.host_labels,
     )
 
 
@@ -54,6 +55,7 @@ def release_machine_config(config: AppConfig, image: str) -> MachineConfig:
         metadata=_metadata(RELEASE_COMMAND_GROUP),
         auto_destroy=True,
         process_group=RELEASE_COMMAND_GROUP,
+        host_labels=default.host_labels,
     )
 
 

@@ -12,7 +12,7 @@ from flyd.deploy.appconfig.values import (
     DEFAULT_WAIT_TIMEOUT_S,
     DeployPolicy,
 )
-from flyd.model import Guest, Mount, RestartPolicy, StopConfig
+from flyd.model import Guest, Mount, RestartPolicy, StopConfig, labels
 
 STRATEGIES = ("rolling", "immediate", "canary", "bluegreen")
 STRATEGIES_WITH_SECOND_MACHINE = ("canary", "bluegreen")  # which would need the same volume
@@ -89,6 +89,34 @@ def read_restarts(root: Table, groups: Groups) -> dict[str, RestartPolicy]:
     return found
 
 
+def read_requirements(root: Table, groups: Groups) -> dict[str, dict[str, str]]:
+    """The labels that the hosts of each group's machines must have: all groups' and its own."""
+    section = root.table("flyd").table("require")
+    names = [name for name, value in section.values.items() if not isinstance(value, dict)]
+    general = _labels(section, names)
+    found = {name: dict(general) for name in groups.names}
+    for group in (name for name in section.values if name not in names):
+        if group not in groups.names:
+            section.error(group, f"there is no process group {group!r}, only {', '.join(groups.names)}")
+            continue
+        own = section.table(group)
+        found[group].update(_labels(own, list(own.values)))
+    return found
+
+
+def _labels(section: Table, names: list[str]) -> dict[str, str]:
+    for name in names:
+        against = labels.wrong_name(name)
+        value = section.text(name)
+        if isinstance(section.values[name], str):
+            against = against or labels.wrong_value(value)
+        if against:
+            section.error(name, against)
+    if len(names) > labels.MAX_LABELS:
+        section.error(names[-1], f"{len(names)} labels are too many: at most {labels.MAX_LABELS}")
+    return {name: section.text(name) for name in names}
+
+
 def read_stop(root: Table) -> StopConfig:
     """How machines are asked to end. A bare kill_timeout is seconds."""
     signal = root.text("kill_signal").upper() or StopConfig().signal
@@ -107,7 +135,7 @@ def read_deploy(root: Table, has_mounts: bool) -> DeployPolicy:
     strategy = section.one_of("strategy", STRATEGIES, "rolling")
     if has_mounts and strategy in STRATEGIES_WITH_SECOND_MACHINE:
         section.error("strategy", f"{strategy} starts a second machine, which can not have the same volume")
-    elif strategy != "rolling":
+    elif strategy in STRATEGIES_WITH_SECOND_MACHINE:
         section.warn("strategy", f"flyd does not know {strategy} yet: it deploys rolling, new machines first")
     guests = [_guest(vm) for vm in section.tables("release_command_vm")]
     return DeployPolicy(

@@ -3,11 +3,18 @@
 Where this differs from Fly's own parser, on purpose: unknown and unused keys are named
 with their lines; a bare number in `deploy`'s durations is seconds, not nanoseconds;
 `[[services.concurrency]]` loads with a warning; handlers, limits, names of apps, regions
-and volumes are checked; and one table of our own says where machines go, the primary
-region first or not (Fly ignores the table, so the file still deploys there):
+and volumes are checked; and one table of our own (Fly ignores it, so the file still
+deploys there) says where machines go, the primary region first or not; which labels their
+hosts must have, all machines' or (a table below) one process group's; and which of the
+top-level checks restart their machine, after how many failures in a row:
 
     [flyd]
       regions = ["ams", "iad", "sin"]
+    [flyd.require]
+      disk = "nvme"
+      worker = { gpu = "a100" }
+    [flyd.liveness]
+      alive = 3
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ from flyd.deploy.appconfig.machines import (
     read_env,
     read_guests,
     read_mounts,
+    read_requirements,
     read_restarts,
     read_stop,
 )
@@ -181,6 +189,7 @@ def _groups(
     checks = read_checks(root, groups)
     guests = read_guests(root, groups)
     restarts = read_restarts(root, groups)
+    labels = read_requirements(root, groups)
     return {
         name: ProcessGroup(
             command=instead or (*before, *(commands[name] or image_command)),
@@ -189,6 +198,7 @@ def _groups(
             mounts=mounts[name],
             guest=guests[name],
             restart=restarts[name],
+            host_labels=labels[name],
         )
         for name in groups.names
     }

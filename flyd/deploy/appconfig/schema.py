@@ -20,7 +20,6 @@ Schema = Mapping[str, "str | Schema"]
 
 USED = ""
 UNUSED = "flyd does not use this yet: ignored"
-DEPLOY_UNUSED = "deploys replace one machine at a time, the new one first: ignored"
 EDGE_UNUSED = "the edge does not use this yet: ignored"
 TLS_UNUSED = "checks verify no certificate by name yet: ignored"
 VOLUME_UNUSED = "flyd neither grows nor snapshots volumes by this key yet: ignored"
@@ -116,7 +115,7 @@ SCHEMA: Schema = {
     "build": _BUILD,
     "deploy": {
         "strategy": USED,
-        "max_unavailable": DEPLOY_UNUSED,
+        "max_unavailable": USED,
         "wait_timeout": USED,
         "release_command": USED,
         "release_command_timeout": USED,
@@ -162,7 +161,7 @@ SCHEMA: Schema = {
     "metric": UNUSED,
     "experimental": _EXPERIMENTAL,
     # Our own keys, all below one table, which Fly ignores.
-    "flyd": {"regions": USED},
+    "flyd": {"regions": USED, "liveness": {"*": USED}, "require": USED},
 }
 
 

@@ -1,10 +1,13 @@
 """Sections about traffic and health: `http_service`, `services`, `checks`.
 
 A service check gates routing, a top-level check is only shown and waited for by
-deploys. A bare number in a check's duration is milliseconds, as Fly has it.
+deploys, and may be one that restarts its machine (`flyd.liveness`). A bare number in a
+check's duration is milliseconds, as Fly has it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -21,6 +24,7 @@ CHECK_BARE_S = 1e-3
 MIN_CHECK_S, MAX_CHECK_S = 1.0, 60.0  # service checks are brought between these
 MIN_TOP_CHECK_INTERVAL_S = 2.0
 MAX_TOP_CHECK_TIMEOUT_S = 60.0
+MAX_FAILURES = 1000
 DEFAULT_CHECK = Check(kind="tcp", port=0)
 
 _Services = dict[str, tuple[Service, ...]]
@@ -54,11 +58,26 @@ def read_checks(root: Table, groups: Groups) -> dict[str, dict[str, Check]]:
         table = root.table("checks")
         named = [(name, table.table(name)) for name in table.values]
     http_port = root.table("http_service").integer("internal_port", 0, minimum=1, maximum=MAX_PORT)
+    limits = _liveness(root, [name for name, _ in named])
     for name, section in named:
-        check = _top_level_check(section, http_port)
+        check = msgspec.structs.replace(
+            _top_level_check(section, http_port), restart_limit=limits.get(name, 0)
+        )
         for group in groups.of(section):
             found[group][name] = check
     return found
+
+
+def _liveness(root: Table, checks: Sequence[str]) -> dict[str, int]:
+    """After how many failures in a row each of these checks restarts its machine."""
+    table = root.table("flyd").table("liveness")
+    limits: dict[str, int] = {}
+    for name in table.values:
+        limits[name] = table.integer(name, 0, minimum=1, maximum=MAX_FAILURES)
+        if name not in checks:
+            known = f"only {', '.join(checks)}" if checks else f"declare it under [checks.{name}]"
+            table.error(name, f"there is no top-level check {name!r}: {known}")
+    return limits
 
 
 def _http_service(section: Table) -> Service:

@@ -17,7 +17,7 @@ from flyd.model import Check, Guest, Mount, RestartPolicy, Service, StopConfig, 
 DEFAULT_GROUP = "app"
 DEFAULT_WAIT_TIMEOUT_S = 300.0
 DEFAULT_RELEASE_COMMAND_TIMEOUT_S = 300.0
-DEFAULT_MAX_UNAVAILABLE = 0.33
+DEFAULT_MAX_UNAVAILABLE = 1.0  # one at a time: what is new comes first, and needs room beside the old
 
 
 class Remark(Value, frozen=True, kw_only=True):
@@ -49,6 +49,7 @@ class ProcessGroup(Value, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...] = ()  # at most one
     guest: Guest = Guest()
     restart: RestartPolicy = RestartPolicy()
+    host_labels: dict[str, str] = {}  # what the labels of its machines' hosts must say
 
 
 def _only_default_group() -> dict[str, ProcessGroup]:

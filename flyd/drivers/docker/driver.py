@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal as signals
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -30,7 +29,9 @@ from flyd.drivers import durable
 from flyd.drivers.docker.engine import DEFAULT_URL, Engine
 from flyd.drivers.docker.events import EventReader
 from flyd.drivers.docker.exec import run_command
+from flyd.drivers.docker.line import EngineSocket
 from flyd.drivers.docker.runs import Run, Runs
+from flyd.drivers.docker.session import Session
 from flyd.drivers.docker.spec import (
     NANO,
     HostNetwork,
@@ -43,9 +44,12 @@ from flyd.drivers.docker.spec import (
     spec_digest,
 )
 from flyd.drivers.docker.streams import ThreadedStream
+from flyd.drivers.locks import Locks
+from flyd.drivers.processes import container_members, look_at
 from flyd.errors import Conflict, FlydError, InvalidInput, NotFound, Refused, Unavailable
 from flyd.model import ExecOutput, ExitStatus, LogLine, MachineSpec, Observed
-from flyd.ports import Clock
+from flyd.model.machine import Process
+from flyd.ports import Clock, SessionClient
 
 CALLS_AT_ONCE = 8
 END_TIMEOUT_S = 10.0  # from SIGKILL to the engine's word that the machine has ended
@@ -77,9 +81,10 @@ class DockerDriver:
         self._state_dir = state_dir
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._runs = Runs(network.host_name, clock)
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = Locks()
         name = f"docker {network.host_name}"
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix=name)
+        self._url = url
         self._engine = Engine(url, network)
         self._events = EventReader(self._engine, self._runs, clock, f"{name} events")
 
@@ -95,7 +100,7 @@ class DockerDriver:
     async def create(self, spec: MachineSpec) -> None:
         """Make the machine's container; start nothing."""
         body = container_body(spec, self._network, self._base_env, self._own)
-        async with self._locks[spec.machine_id]:
+        async with self._locks.of(spec.machine_id):
             container = await self._find(spec.machine_id)
             if container is None or not self._runs_already(spec, container):
                 await self._ensure_container(spec, container, body)
@@ -104,7 +109,7 @@ class DockerDriver:
         """Start the machine; answers when the engine has started its init (which runs the command)."""
         body = container_body(spec, self._network, self._base_env, self._own)
         machine_id = spec.machine_id
-        async with self._locks[machine_id]:
+        async with self._locks.of(machine_id):
             container = await self._find(machine_id)
             if container is not None and self._runs_already(spec, container):
                 return self._observed(container)
@@ -127,7 +132,7 @@ class DockerDriver:
     async def stop(self, machine_id: str, signal: str, timeout_s: float) -> ExitStatus | None:
         """Signal the main process, wait, SIGKILL; the kernel then ends all that is in the container."""
         _check_signal(signal)
-        async with self._locks[machine_id]:
+        async with self._locks.of(machine_id):
             container = await self._find(machine_id)
             if container is None or not container.running:
                 return None
@@ -138,7 +143,7 @@ class DockerDriver:
 
     async def destroy(self, machine_id: str) -> None:
         """Kill what runs and remove the container; absent is no error."""
-        async with self._locks[machine_id]:
+        async with self._locks.of(machine_id):
             container = await self._find(machine_id)
             if container is not None:
                 run = self._runs.of(container) if container.running else None
@@ -153,6 +158,25 @@ class DockerDriver:
         containers = await self._call(self._engine.list_own)
         return {c.machine_id: self._observed(c) for c in containers}
 
+    async def look(self, machine_id: str) -> Observed | None:
+        """One container, if it carries this host's label."""
+        container = await self._find(machine_id)
+        return self._observed(container) if container is not None else None
+
+    async def signal(self, machine_id: str, signal: str) -> None:
+        """Signal the container's init, which passes it on to the command."""
+        _check_signal(signal)
+        container = await self._running(machine_id)
+        await self._call(self._engine.kill, machine_id, container.container_id, signal)
+
+    async def processes(self, machine_id: str) -> tuple[Process, ...]:
+        """All that is in the container's pid namespace, its init included."""
+        container = await self._find(machine_id)
+        if container is None or not container.running:
+            return ()
+        main = container.pid
+        return await self._call(lambda: look_at(container_members(main)))
+
     async def exits(self) -> AsyncIterator[str]:
         """One id for each run that ended since this driver was built; for one consumer."""
         while True:
@@ -162,15 +186,20 @@ class DockerDriver:
         self, machine_id: str, command: Sequence[str], timeout_s: float
     ) -> AsyncIterator[ExecOutput]:
         """Run a command in the container, with its environment and user."""
-        container = await self._find(machine_id)
-        if container is None:
-            raise _no_machine(machine_id)
-        if not container.running:
-            raise Refused(f"machine {machine_id} is not running", hint=f"`fly machine start {machine_id}`")
+        container = await self._running(machine_id)
         if not command:
             raise InvalidInput("the command is empty")
-        async for output in run_command(self._engine, self._call, container, command, timeout_s):
+        socket = self._socket(machine_id)
+        async for output in run_command(self._engine, self._call, socket, container, command, timeout_s):
             yield output
+
+    async def session(self, machine_id: str, command: Sequence[str], client: SessionClient) -> int:
+        """Run a command in the container, as `exec` does, with its input and perhaps a terminal."""
+        container = await self._running(machine_id)
+        if not command:
+            raise InvalidInput("the command is empty")
+        session = Session(self._engine, self._call, self._socket(machine_id), container)
+        return await session.run(command, client)
 
     async def logs(self, machine_id: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         """The container's output of all its runs, as far back as its rotated files reach.
@@ -189,7 +218,7 @@ class DockerDriver:
                     yield line
         while follow:
             news = self._runs.news
-            async with self._locks[machine_id]:  # while it is being made anew there is no container
+            async with self._locks.of(machine_id):  # while it is being made anew there is no container
                 container = await self._find(machine_id)
             if container is None:
                 return
@@ -204,10 +233,21 @@ class DockerDriver:
 
     # ------------------------------------------------------------------- parts
 
+    def _socket(self, machine_id: str) -> EngineSocket:
+        return EngineSocket(self._url, self._network.host_name, machine_id)
+
     async def _find(self, machine_id: str) -> Seen | None:
         _check_id(machine_id)
         await self._runs.wait_connected()
         return await self._call(self._engine.find, machine_id)
+
+    async def _running(self, machine_id: str) -> Seen:
+        container = await self._find(machine_id)
+        if container is None:
+            raise _no_machine(machine_id)
+        if not container.running:
+            raise Refused(f"machine {machine_id} is not running", hint=f"`fly machine start {machine_id}`")
+        return container
 
     async def _call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run it in a thread. Cancelled, it is waited for: nothing may happen behind the next call's back."""

@@ -7,7 +7,8 @@ are no errors. Called from threads by driver.py and events.py. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from docker import APIClient
@@ -24,11 +25,12 @@ from flyd.drivers.docker.spec import (
     network_options,
     seen,
 )
-from flyd.errors import Conflict
+from flyd.errors import Conflict, Refused
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 CALL_TIMEOUT_S = 60
 CONNECTIONS = 16
+IPV6 = Path("/proc/sys/net/ipv6")
 
 EVENTS = ("start", "die", "destroy")
 
@@ -69,11 +71,16 @@ class Engine:
             try:
                 there: dict[str, Any] = self._client.inspect_network(name)
             except NoSuchThing:
-                pool = IPAMPool(subnet=self._network.cidr, gateway=self._network.gateway)
+                self._refuse_without_ipv6()
+                pools = [
+                    IPAMPool(subnet=self._network.cidr, gateway=self._network.gateway),
+                    IPAMPool(subnet=self._network.cidr6, gateway=self._network.gateway6),
+                ]
                 self._client.create_network(
                     name,
                     driver="bridge",
-                    ipam=IPAMConfig(pool_configs=[pool]),
+                    enable_ipv6=True,
+                    ipam=IPAMConfig(pool_configs=pools),
                     options=network_options(self._network),
                     labels={LABEL_HOST: self._host},
                     check_duplicate=True,
@@ -81,11 +88,20 @@ class Engine:
                 return
         configs: list[dict[str, str]] = there["IPAM"]["Config"] or []
         subnets = [config.get("Subnet", "") for config in configs]
-        if self._network.cidr not in subnets:
+        given = (self._network.cidr, self._network.cidr6)
+        if any(subnet not in subnets for subnet in given):
             raise Conflict(
-                f"network {name} on host {self._host} has the subnet {', '.join(subnets) or 'none'}, "
-                f"but this host was given {self._network.cidr}",
+                f"network {name} on host {self._host} has the subnets {', '.join(subnets) or 'none'}, "
+                f"but this host was given {' and '.join(given)}",
                 hint=f"Stop its machines, then `docker network rm {name}`; flyd makes it anew.",
+            )
+
+    def _refuse_without_ipv6(self) -> None:
+        """Machines have IPv6 addresses, and names say so to all hosts: one without would be half there."""
+        if not IPV6.exists():
+            raise Refused(
+                f"the kernel of host {self._host} has no IPv6, which the network of its machines needs",
+                hint="Boot it without ipv6.disable=1. Machines use it within the private network only.",
             )
 
     # ------------------------------------------------------------------- containers
@@ -166,18 +182,6 @@ class Engine:
                 since=since_s or None,
                 follow=follow,
             )
-
-    def exec_create(self, machine_id: str, container_id: str, command: Sequence[str]) -> str:
-        """Prepare a command in the container; its id."""
-        with translated(self._host, f"run a command in machine {machine_id}"):
-            return self._client.exec_create(container_id, list(command))["Id"]
-
-    def exec_start(
-        self, machine_id: str, exec_id: str
-    ) -> CancellableStream[tuple[bytes | None, bytes | None]]:
-        """Run it; pieces of (stdout, stderr)."""
-        with translated(self._host, f"run a command in machine {machine_id}"):
-            return self._client.exec_start(exec_id, stream=True, demux=True)
 
     def exec_state(self, machine_id: str, exec_id: str) -> tuple[bool, int, int]:
         """Whether it runs, its pid on the host (0: it never ran) and its exit code."""

@@ -11,15 +11,14 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from flyd.drivers.docker.engine import Engine
+from flyd.drivers.docker.line import EngineSocket, Line
 from flyd.drivers.docker.spec import Seen
-from flyd.drivers.docker.streams import ThreadedStream
 from flyd.errors import NotFound, Unavailable
 from flyd.model import ExecOutput
 
@@ -36,41 +35,48 @@ Call = Callable[..., Awaitable[Any]]
 
 
 async def run_command(
-    engine: Engine, call: Call, container: Seen, command: Sequence[str], timeout_s: float
+    engine: Engine,
+    call: Call,
+    socket: EngineSocket,
+    container: Seen,
+    command: Sequence[str],
+    timeout_s: float,
 ) -> AsyncIterator[ExecOutput]:
-    """Run it to its end, or to its deadline. `call` runs a blocking call in a thread."""
+    """Run it to its end, or to its deadline, without input. `call` runs a blocking call in a thread."""
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     machine_id = container.machine_id
-    exec_id: str = await call(engine.exec_create, machine_id, container.container_id, command)
-    stream = ThreadedStream(partial(engine.exec_start, machine_id, exec_id), f"command in {machine_id}")
+    exec_id = await socket.make(container.container_id, command, None)
     code: int | None = None
+    line: Line | None = None
     try:
+        line = await socket.begin(exec_id, None)
+        line.end_input()
         while True:
             try:
                 async with asyncio.timeout_at(deadline_s):
-                    piece = await stream.next()
+                    piece = await line.next()
                     if piece is None:
-                        code = await _exit_code(engine, call, machine_id, exec_id)
+                        code = await exit_code(engine, call, machine_id, exec_id)
             except TimeoutError:
                 yield ExecOutput(stderr=f"flyd: killed, it ran longer than {timeout_s:g} s\n".encode())
                 yield ExecOutput(exit_code=EXIT_TIMEOUT)
                 return
             if piece is None:
                 break
-            stdout, stderr = piece[0] or b"", piece[1] or b""
-            if stdout.startswith(REFUSAL) and not await _began(engine, call, machine_id, exec_id):
-                code = EXIT_NOT_FOUND if any(w in stdout for w in NOT_FOUND) else EXIT_NOT_RUNNABLE
-                yield ExecOutput(stderr=stdout)
+            if (code := await refused(engine, call, machine_id, exec_id, piece.stdout)) is not None:
+                yield ExecOutput(stderr=piece.stdout)
                 break
-            yield ExecOutput(stdout=stdout, stderr=stderr)
+            yield piece
         yield ExecOutput(exit_code=code)
     finally:
-        stream.close()
+        if line is not None:
+            line.close()
         if code is None:
             await _kill(engine, call, machine_id, container.container_id, exec_id)
 
 
-async def _exit_code(engine: Engine, call: Call, machine_id: str, exec_id: str) -> int:
+async def exit_code(engine: Engine, call: Call, machine_id: str, exec_id: str) -> int:
+    """How a command ended whose output has ended."""
     while True:
         running, _, code = await call(engine.exec_state, machine_id, exec_id)
         if not running:
@@ -78,9 +84,14 @@ async def _exit_code(engine: Engine, call: Call, machine_id: str, exec_id: str) 
         await asyncio.sleep(EXIT_POLL_S)
 
 
-async def _began(engine: Engine, call: Call, machine_id: str, exec_id: str) -> bool:
+async def refused(engine: Engine, call: Call, machine_id: str, exec_id: str, stdout: bytes) -> int | None:
+    """The exit code, as shells say it, of a command that could not begin: then this is why; else None."""
+    if not stdout.startswith(REFUSAL):
+        return None
     _, pid, _ = await call(engine.exec_state, machine_id, exec_id)
-    return pid > 0
+    if pid > 0:
+        return None  # it is what the command itself printed
+    return EXIT_NOT_FOUND if any(words in stdout for words in NOT_FOUND) else EXIT_NOT_RUNNABLE
 
 
 async def _kill(engine: Engine, call: Call, machine_id: str, container_id: str, exec_id: str) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 from flyd.errors import InvalidInput
-from flyd.model import ExitStatus, Guest, LogLine, MachineSpec, Observed, Value
+from flyd.model import OWN_IMAGE, ExitStatus, Guest, LogLine, MachineSpec, Observed, Value
+from flyd.network.addresses import address6, bridge, mac, network6
 
 LABEL_MACHINE = "flyd.machine"
 LABEL_APP = "flyd.app"
@@ -28,8 +29,7 @@ LABEL_HOST = "flyd.host"
 LABEL_SPEC = "flyd.spec"
 
 IMAGE_PREFIX = "image:"
-OWN_IMAGE = "host:"  # flyd's own programs
-FOREIGN_PREFIXES = ("source:", "host:")  # what the process driver runs
+FOREIGN_PREFIXES = ("source:", OWN_IMAGE)  # what the process driver runs
 OWN_ADDRESS_NAME = "fly-local-6pn"  # the machine's own private address, in its /etc/hosts
 
 LOG_MAX_SIZE = "8m"  # each of a machine's log files
@@ -40,11 +40,10 @@ NANO = 1_000_000_000
 MIB = 1024 * 1024
 SHM_PART = 2  # of a machine's memory may be shared memory, as on a machine of its own
 EXIT_SIGNALLED = 128  # plus the signal's number, as init and shells say it
-BRIDGE_DIGITS = 8
 
 
 class HostNetwork(Value, frozen=True, kw_only=True):
-    """The network of one host's machines: a bridge with the host's /16."""
+    """The network of one host's machines: a bridge with the host's /16 and /64."""
 
     host_name: str
     subnet: str  # first octets, e.g. "10.211"
@@ -62,9 +61,19 @@ class HostNetwork(Value, frozen=True, kw_only=True):
         return f"{self.subnet}.0.0/16"
 
     @property
+    def cidr6(self) -> str:
+        """The same in IPv6."""
+        return str(network6(self.subnet))
+
+    @property
+    def gateway6(self) -> str:
+        """The host's own IPv6 address on the bridge."""
+        return str(network6(self.subnet)[1])
+
+    @property
     def bridge(self) -> str:
         """The bridge's name in the kernel, for routes and nftables (at most 15 characters)."""
-        return "fly" + hashlib.sha256(self.host_name.encode()).hexdigest()[:BRIDGE_DIGITS]
+        return bridge(self.host_name)
 
 
 class OwnPrograms(Value, frozen=True, kw_only=True):
@@ -72,7 +81,7 @@ class OwnPrograms(Value, frozen=True, kw_only=True):
 
     image: str
     folders: tuple[str, ...]  # mounted read-only where they are
-    path: str
+    env: dict[str, str]
 
 
 class Seen(Value, frozen=True, kw_only=True):
@@ -136,9 +145,8 @@ def container_body(
     environment = {**base_env, **spec.env}
     mounts = [{"Type": "bind", "Source": s, "Target": t} for s, t in spec.mounts]
     if own is not None and spec.image == OWN_IMAGE:
-        environment["PATH"] = own.path
+        environment |= own.env
         mounts += [{"Type": "bind", "Source": f, "Target": f, "ReadOnly": True} for f in own.folders]
-    address = {"IPAMConfig": {"IPv4Address": spec.private_ip}} if spec.private_ip else {}
     body: dict[str, Any] = {
         "Image": own.image if own is not None and spec.image == OWN_IMAGE else image_reference(spec),
         "Hostname": spec.machine_id,
@@ -163,7 +171,7 @@ def container_body(
             "Mounts": mounts,
             **_limits(spec.guest),
         },
-        "NetworkingConfig": {"EndpointsConfig": {network.name: address}},
+        "NetworkingConfig": {"EndpointsConfig": {network.name: _endpoint(spec.private_ip)}},
     }
     if spec.command:
         body["Cmd"] = list(spec.command)
@@ -253,6 +261,14 @@ def _exit_status(container: Seen, requested: bool) -> ExitStatus:
         requested=requested,
         at_s=container.finished_at_s,
     )
+
+
+def _endpoint(address: str) -> dict[str, Any]:
+    """A machine's addresses, all by its IPv4 one. Engines before 25 choose this MAC address by themselves."""
+    if not address:
+        return {}
+    both = {"IPv4Address": address, "IPv6Address": address6(address)}
+    return {"IPAMConfig": both, "MacAddress": mac(address)}
 
 
 def _check(spec: MachineSpec) -> None:

@@ -88,6 +88,17 @@ def identity_of(user: str) -> Identity | None:
     return entry.pw_uid, entry.pw_gid, os.getgrouplist(user, entry.pw_gid)
 
 
+def check_spec(spec: MachineSpec) -> None:
+    """Raise InvalidInput for what can never be run as a process."""
+    texts = (*spec.command, *spec.env, *spec.env.values())
+    if not spec.command or not spec.command[0]:
+        raise InvalidInput(
+            f"machine {spec.machine_id} has no command to run", hint="set [processes] or cmd in fly.toml"
+        )
+    if any("\0" in text for text in texts):
+        raise InvalidInput(f"a NUL byte in the command or environment of machine {spec.machine_id}")
+
+
 class MachineDirectory:
     """The files of one machine."""
 

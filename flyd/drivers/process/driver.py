@@ -20,20 +20,23 @@ import os
 import re
 import signal as signals
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from flyd.drivers.locks import Locks
 from flyd.drivers.process import proc, shim
-from flyd.drivers.process.directory import MachineDirectory, RunRecord, identity_of
-from flyd.drivers.process.exec import run_command
+from flyd.drivers.process.directory import MachineDirectory, RunRecord, check_spec, identity_of
+from flyd.drivers.process.exec import Place, run_command
 from flyd.drivers.process.log import read_lines
+from flyd.drivers.process.session import run_session
+from flyd.drivers.processes import descendants, look_at
 from flyd.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
-from flyd.model import ExecOutput, ExitStatus, LogLine, MachineSpec, Observed
-from flyd.ports import Clock
+from flyd.model import OWN_IMAGE, ExecOutput, ExitStatus, LogLine, MachineSpec, Observed
+from flyd.model.machine import Process
+from flyd.ports import Clock, SessionClient
 
 log = structlog.get_logger(__name__)
 
@@ -57,13 +60,16 @@ class _Watch:
 class ProcessDriver:
     """ports.Driver with processes of this host."""
 
-    def __init__(self, root: Path, clock: Clock, base_env: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, clock: Clock, base_env: Mapping[str, str], own_env: Mapping[str, str] | None = None
+    ) -> None:
         self._root = root.absolute()
         self._clock = clock
         self._base_env = dict(base_env)
+        self._own_env = dict(own_env or {})  # for flyd's own programs alone
         self._loop = asyncio.get_running_loop()
         self._watches: dict[str, _Watch] = {}
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = Locks()
         self._exited: asyncio.Queue[str] = asyncio.Queue()
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
         for path in sorted(self._root.iterdir()):
@@ -84,16 +90,16 @@ class ProcessDriver:
     async def create(self, spec: MachineSpec) -> None:
         """Make the machine's directory with its own copy of the source tree; start nothing."""
         directory = self._directory(spec.machine_id)
-        _check(spec)
-        async with self._locks[spec.machine_id]:
+        check_spec(spec)
+        async with self._locks.of(spec.machine_id):
             if not self._runs(spec, await self._watch_of(directory)):
                 await asyncio.to_thread(directory.prepare, spec)
 
     async def start(self, spec: MachineSpec) -> Observed:
         """Start the machine; answers when its command runs or could not be run (exit 126, 127)."""
         directory = self._directory(spec.machine_id)
-        _check(spec)
-        async with self._locks[spec.machine_id]:
+        check_spec(spec)
+        async with self._locks.of(spec.machine_id):
             if not self._runs(spec, await self._watch_of(directory)):
                 await asyncio.to_thread(self._prepare_start, directory, spec)
                 await self._spawn(directory, spec)
@@ -106,7 +112,7 @@ class ProcessDriver:
         """Signal the group, wait, SIGKILL; answers when nothing of the run is left."""
         directory = self._directory(machine_id)
         number = _signal_number(signal)
-        async with self._locks[machine_id]:
+        async with self._locks.of(machine_id):
             watch = await self._watch_of(directory)
             if watch is None:
                 return None
@@ -118,7 +124,7 @@ class ProcessDriver:
     async def destroy(self, machine_id: str) -> None:
         """Kill what runs and remove the directory; absent is no error."""
         directory = self._directory(machine_id)
-        async with self._locks[machine_id]:
+        async with self._locks.of(machine_id):
             watch = await self._watch_of(directory)
             if watch is not None:
                 await asyncio.to_thread(directory.mark_stop, watch.run)
@@ -133,6 +139,26 @@ class ProcessDriver:
                 found[path.name] = observed
         return found
 
+    async def look(self, machine_id: str) -> Observed | None:
+        """One machine, from its files and the kernel."""
+        return self._directory(machine_id).observe()
+
+    async def signal(self, machine_id: str, signal: str) -> None:
+        """Signal the main process alone; not the group, as `stop` does."""
+        number = _signal_number(signal)
+        watch = await self._watch_of(self._directory(machine_id))
+        if watch is None:
+            raise _not_running(machine_id)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(watch.run.pid, number)
+
+    async def processes(self, machine_id: str) -> tuple[Process, ...]:
+        """All that the machine's shim watches over."""
+        watch = await self._watch_of(self._directory(machine_id))
+        if watch is None:
+            return ()
+        return await asyncio.to_thread(lambda: look_at(descendants(watch.run.shim)))
+
     async def exits(self) -> AsyncIterator[str]:
         """One id for each run that ended since this driver was built; for one consumer."""
         while True:
@@ -142,18 +168,14 @@ class ProcessDriver:
         self, machine_id: str, command: Sequence[str], timeout_s: float
     ) -> AsyncIterator[ExecOutput]:
         """Run a command beside the machine: same directory, environment and user; ends with it."""
-        directory = self._directory(machine_id)
-        created = directory.created()
-        if created is None:
-            raise NotFound(f"no machine {machine_id} on this host", hint="`fly machine list` names them")
-        if await self._watch_of(directory) is None:
-            raise Refused(f"machine {machine_id} is not running", hint=f"`fly machine start {machine_id}`")
-        if not command:
-            raise InvalidInput("the command is empty")
-        environment = self._environment(directory, created.spec)
-        identity = identity_of(created.spec.user)
-        async for output in run_command(command, directory.work, environment, identity, timeout_s):
+        place = await self._place(machine_id, command)
+        async for output in run_command(command, place, timeout_s):
             yield output
+
+    async def session(self, machine_id: str, command: Sequence[str], client: SessionClient) -> int:
+        """Run a command beside the machine, as `exec` does, with its input and perhaps a terminal."""
+        place = await self._place(machine_id, command)
+        return await run_session(command, place, client)
 
     async def logs(self, machine_id: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         """The machine's output of all its runs, as far back as the two log files reach."""
@@ -162,6 +184,19 @@ class ProcessDriver:
             raise NotFound(f"no machine {machine_id} on this host", hint="`fly machine list` names them")
         async for line in read_lines(machine_id, directory.log, tail, follow):
             yield line
+
+    async def _place(self, machine_id: str, command: Sequence[str]) -> Place:
+        """Where a command runs beside a running machine."""
+        directory = self._directory(machine_id)
+        created = directory.created()
+        if created is None:
+            raise NotFound(f"no machine {machine_id} on this host", hint="`fly machine list` names them")
+        if await self._watch_of(directory) is None:
+            raise _not_running(machine_id)
+        if not command:
+            raise InvalidInput("the command is empty")
+        environment = self._environment(directory, created.spec)
+        return Place(directory.work, environment, identity_of(created.spec.user))
 
     # ------------------------------------------------------------------- starting
 
@@ -232,7 +267,8 @@ class ProcessDriver:
         marks = {proc.MARK: str(directory.path)}
         if host := self._base_env.get("FLYD_HOST"):
             marks["FLYD_HOST"] = host
-        return {**self._base_env, "HOME": str(directory.work), **spec.env, **marks}
+        own = self._own_env if spec.image == OWN_IMAGE else {}
+        return {**self._base_env, "HOME": str(directory.work), **spec.env, **own, **marks}
 
     # ------------------------------------------------------------------- ending
 
@@ -338,6 +374,10 @@ def _signal_group(watch: _Watch, number: signals.Signals) -> None:
         os.killpg(watch.run.pid, number)
 
 
+def _not_running(machine_id: str) -> Refused:
+    return Refused(f"machine {machine_id} is not running", hint=f"`fly machine start {machine_id}`")
+
+
 def _silent(directory: MachineDirectory) -> Unavailable:
     return Unavailable(
         f"the supervisor of machine {directory.path.name} did not answer within {START_TIMEOUT_S:g} s",
@@ -352,13 +392,3 @@ def _signal_number(name: str) -> signals.Signals:
         raise InvalidInput(
             f"there is no signal {name!r}", hint="use a name such as SIGINT or SIGTERM"
         ) from None
-
-
-def _check(spec: MachineSpec) -> None:
-    texts = (*spec.command, *spec.env, *spec.env.values())
-    if not spec.command or not spec.command[0]:
-        raise InvalidInput(
-            f"machine {spec.machine_id} has no command to run", hint="set [processes] or cmd in fly.toml"
-        )
-    if any("\0" in text for text in texts):
-        raise InvalidInput(f"a NUL byte in the command or environment of machine {spec.machine_id}")

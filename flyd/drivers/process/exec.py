@@ -13,8 +13,9 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
+from flyd.drivers.process.directory import Identity
 from flyd.model import ExecOutput
 
 EXIT_TIMEOUT = 124  # as coreutils' timeout says it
@@ -22,6 +23,14 @@ EXIT_NOT_FOUND = 127
 EXIT_NOT_RUNNABLE = 126
 EXIT_SIGNALLED = 128  # plus the signal's number, as shells say it
 QUEUE_MAX = 64  # pieces of output kept for a slow reader before the command has to wait
+
+
+class Place(NamedTuple):
+    """Where, with what environment and as whom (None: as flyd) a command runs beside its machine."""
+
+    directory: Path
+    environment: Mapping[str, str]
+    identity: Identity | None
 
 
 class _Outputs(asyncio.SubprocessProtocol):
@@ -60,24 +69,18 @@ class _Outputs(asyncio.SubprocessProtocol):
         return [pipe for pipe in pipes if not pipe.is_closing()]
 
 
-async def run_command(
-    command: Sequence[str],
-    directory: Path,
-    environment: Mapping[str, str],
-    identity: tuple[int, int, list[int]] | None,
-    timeout_s: float,
-) -> AsyncIterator[ExecOutput]:
+async def run_command(command: Sequence[str], place: Place, timeout_s: float) -> AsyncIterator[ExecOutput]:
     """Run it to its end, or to its deadline."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
-    uid, gid, groups = identity or (None, None, None)
+    uid, gid, groups = place.identity or (None, None, None)
     try:
         transport, outputs = await loop.subprocess_exec(
             _Outputs,
             *command,
             stdin=asyncio.subprocess.DEVNULL,
-            cwd=directory,
-            env=dict(environment),
+            cwd=place.directory,
+            env=dict(place.environment),
             start_new_session=True,
             user=uid,
             group=gid,

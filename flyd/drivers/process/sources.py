@@ -29,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from flyd.drivers.durable import sync_directory, sync_filesystem
+from flyd.drivers.locks import Locks
 from flyd.drivers.process.ignorefile import IgnoreRules
 from flyd.errors import InvalidInput, NotFound, Refused, Unavailable
 
@@ -140,7 +141,7 @@ class DirectorySources:
     def __init__(self, root: Path, fetch: Callable[[str], AsyncIterator[bytes]]) -> None:
         self._tars, self._trees, self._tmp = root / "tars", root / "trees", root / "tmp"
         self._fetch = fetch
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = Locks()
         if self._tmp.exists():
             shutil.rmtree(self._tmp)
         for directory in (self._tars, self._trees, self._tmp):
@@ -153,7 +154,7 @@ class DirectorySources:
     async def ensure(self, digest: str) -> str:
         """The path of the unpacked tree; fetches and unpacks what is missing."""
         tar, tree = self._tar(digest), self._trees / digest
-        async with self._locks[digest]:
+        async with self._locks.of(digest):
             if not tree.exists():
                 if not tar.exists():
                     await self.receive(digest, self._fetch(digest))

@@ -15,9 +15,10 @@ import msgspec
 import pytest
 
 from flyd.api import peers as peers_module
+from flyd.api.interceptor import ErrorInterceptor
 from flyd.api.peers import Peers
 from flyd.api.releases import ReleasesServicer
-from flyd.api.status import ErrorInterceptor, from_rpc
+from flyd.api.status import from_rpc
 from flyd.drivers.process.sources import DirectorySources, pack
 from flyd.errors import Unavailable
 from flyd.model import encode
@@ -40,7 +41,7 @@ class OneHost:
         self.peers = Peers(name, self.mirror)
         self.sources = DirectorySources(folder, self.peers.fetch_source)
         self.server: grpc.aio.Server = cast(Any, grpc.aio).server(
-            interceptors=(ErrorInterceptor(self.mirror.stale_s),)
+            interceptors=(ErrorInterceptor(self.mirror.stale_s, lambda method, context: None),)
         )
         context = cast(Any, SimpleNamespace(sources=self.sources, peers=self.peers))
         releases_pb2_grpc.add_ReleasesServiceServicer_to_server(ReleasesServicer(context), self.server)

@@ -60,10 +60,10 @@ def test_no_app_is_said(folder: Path, content: bytes | None, said: str) -> None:
 # --------------------------------------------------------------------------- which cluster
 
 
-def test_fly_api_wins_over_the_remembered_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fly_api_wins_over_the_remembered_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="no cluster"):
         connection.addresses()
-    connection.save_context(("127.0.0.1:1", "127.0.0.2:1"))
+    connection.save_context(("127.0.0.1:1", "127.0.0.2:1"), tmp_path)
     assert connection.addresses() == ("127.0.0.1:1", "127.0.0.2:1")
     monkeypatch.setenv("FLY_API", "one:1, two:2")
     assert connection.addresses() == ("one:1", "two:2")

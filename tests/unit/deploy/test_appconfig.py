@@ -115,7 +115,7 @@ def test_a_whole_file() -> None:
     assert (config.deploy.release_command_timeout_s, config.deploy.wait_timeout_s) == (120, 90)
     assert config.deploy.max_unavailable == 2
     assert config.stop == StopConfig(signal="SIGTERM", timeout_s=30)
-    assert [w.key for w in config.warnings] == ["deploy.max_unavailable", "http_service.force_https"]
+    assert [w.key for w in config.warnings] == ["http_service.force_https"]
     assert process_groups(config) == ("app", "jobs", "web")
 
 
@@ -220,6 +220,34 @@ def test_legacy_service() -> None:
     assert service.concurrency == Concurrency(type="requests", soft_limit=20, hard_limit=25)
     assert service.ports == (ServicePort(port=80, handlers=("http",)),)
     assert service.checks == (Check(kind="http", port=8080, interval_s=10, headers={"Host": "x"}),)
+
+
+@pytest.mark.parametrize("checks", ["[checks.alive]\n{}", '[[checks]]\nname = "alive"\n{}'])
+def test_a_check_that_restarts_its_machine(checks: str) -> None:
+    text = checks.format('type = "tcp"\nport = 80\n') + "[flyd.liveness]\nalive = 3"
+    config = parse(text, "fly.toml")
+    assert config.warnings == ()
+    assert machine_config(config, "app", "i").checks == {
+        "alive": Check(kind="tcp", port=80, restart_limit=3),
+    }
+
+
+def test_labels_that_hosts_must_have_are_all_groups_or_one_groups() -> None:
+    text = """
+    [processes]
+      app = "x"
+      worker = "y"
+    [deploy]
+      release_command = "migrate"
+    [flyd.require]
+      disk = "nvme"
+      worker = { gpu = "a100", disk = "hdd" }
+    """
+    config = parse(text, "fly.toml")
+    assert config.warnings == ()
+    assert machine_config(config, "app", "i").host_labels == {"disk": "nvme"}
+    assert machine_config(config, "worker", "i").host_labels == {"disk": "hdd", "gpu": "a100"}
+    assert release_machine_config(config, "i").host_labels == {"disk": "nvme"}
 
 
 COMMANDS: list[tuple[str, tuple[str, ...]]] = [

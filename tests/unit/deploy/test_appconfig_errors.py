@@ -46,6 +46,7 @@ def test_malformed_is_shown_with_its_line_and_a_caret() -> None:
 
 SERVICE = '[[services]]\ninternal_port = 80\n[[services.ports]]\nport = 80\nhandlers = ["http"]\n'
 MOUNT = '[mounts]\nsource = "d"\ndestination = "/d"\n'
+CHECK = '[checks.alive]\ntype = "tcp"\nport = 80\n'
 
 # text, line, what the message holds
 ERRORS = [
@@ -55,6 +56,17 @@ ERRORS = [
     ("[flyd]\nregions = ['ams', 'A!']", 2, "flyd.regions: 'A!' is not a region's name"),
     ("[flyd]\nregions = ['ams', 'ams']", 2, "a region is named twice"),
     ("[flyd]\nregions = 3", 2, "expected a list of strings"),
+    ("[flyd]\nliveness = 3", 2, "flyd.liveness: expected a table, not 3"),
+    ("[flyd.liveness]\nalive = 3", 2, "no top-level check 'alive': declare it under [checks.alive]"),
+    ("[flyd.liveness]\nalife = 3\n" + CHECK, 2, "no top-level check 'alife': only alive"),
+    ("[flyd.liveness]\nalive = 0\n" + CHECK, 2, "flyd.liveness.alive: 0 is not between 1 and 1000"),
+    ("[flyd.liveness]\nalive = true\n" + CHECK, 2, "expected a whole number, not True"),
+    ("[flyd]\nrequire = 'nvme'", 2, "flyd.require: expected a table, not 'nvme'"),
+    ("[flyd.require]\ndisk = 3", 2, "flyd.require.disk: expected a string, not 3"),
+    ("[flyd.require]\ndisk = ''", 2, "'' is no label's value"),
+    ("[flyd.require]\n'-a' = 'b'", 2, "'-a' is no label's name"),
+    ("[flyd.require]\nweb = { disk = 'nvme' }", 2, "there is no process group 'web', only app"),
+    ("[flyd.require.app]\ndisk = true", 2, "flyd.require.app.disk: expected a string, not True"),
     ("kill_signal = 'SIGSTOP'", 1, "kill_signal: 'SIGSTOP' is not one of SIGINT"),
     ("kill_timeout = 'soon'", 1, "kill_timeout: expected a duration"),
     ("kill_timeout = -1", 1, "a duration can not be -1"),

@@ -17,13 +17,15 @@ from flyd.deploy.releases import (
     list_releases,
     list_runs,
 )
+from flyd.deploy.requests import start_deploy
 from flyd.errors import OutcomeUnknown, Unavailable
-from flyd.model import Desired, Machine, Reservations, Volume, decode, encode
+from flyd.model import App, Desired, Machine, Reservations, Volume, decode, encode
 from flyd.ports import KV, Delete, Put, TxnResult, Unchanged
 from flyd.store import keys
 from flyd.store.memory import MemoryEtcd, MemoryKV
 from tests.simulation.loop import current, run, stream
 from tests.support.deployers import (
+    LoopClock,
     all_well,
     deployer_process,
     machines_of,
@@ -32,6 +34,7 @@ from tests.support.deployers import (
     start,
     wait_ended,
 )
+from tests.support.placing import CountedEntropy
 from tests.support.rollouts import STATEFUL, Behaviour, make_config, with_command
 
 
@@ -133,9 +136,17 @@ async def two_releases(
     return ended.state.value, left, crashing.txns
 
 
+def immediate(config: AppConfig) -> AppConfig:
+    """All slots go through each step together."""
+    return msgspec.structs.replace(
+        config, deploy=msgspec.structs.replace(config.deploy, strategy="immediate")
+    )
+
+
 CASES = {
     "well": (make_config(), all_well, ("complete", [("ams", 2), ("iad", 2)])),
     "undone": (with_command(make_config()), sick_second, ("failed", [("ams", 1), ("iad", 1)])),
+    "immediate": (immediate(make_config()), all_well, ("complete", [("ams", 2), ("iad", 2)])),
     "volumes": (make_config(app=STATEFUL), all_well, ("complete", [("ams", 2), ("iad", 2)])),
     "volumes undone": (make_config(app=STATEFUL), sick_second, ("failed", [("ams", 1), ("iad", 1)])),
 }
@@ -267,6 +278,25 @@ def test_a_failed_run_says_what_was_last_known() -> None:
         assert statuses == [ReleaseStatus.COMPLETE, ReleaseStatus.FAILED]
 
     simulate(main, seeds=1)
+
+
+@pytest.mark.parametrize("state", [RunState.FAILED, RunState.COMPLETE])
+def test_an_undone_deploy_to_other_regions_leaves_the_app_its_regions(state: RunState) -> None:
+    async def main() -> None:
+        kv = await new_cluster(sick_second if state is RunState.FAILED else all_well, "chat")
+        current().spawn("only", deployer_process(MemoryKV(kv.server), "only"))
+        await start(kv, "chat", 1, make_config())
+        await wait_ended(kv, "chat")
+        await start_deploy(
+            kv, "chat", "i", make_config(), clock=LoopClock(), entropy=CountedEntropy("2"), regions=("iad",)
+        )
+        assert (await wait_ended(kv, "chat")).state is state
+        record = await kv.get(keys.app("chat"))
+        assert record is not None
+        wanted = ("ams", "iad") if state is RunState.FAILED else ("iad",)
+        assert decode(record.value, App).regions == wanted
+
+    simulate(main, seeds=2)
 
 
 def test_a_release_that_is_gone_ends_its_run() -> None:

@@ -65,7 +65,12 @@ def test_the_whole_container() -> None:
             "CpuShares": 128,
         },
         "NetworkingConfig": {
-            "EndpointsConfig": {"flyd-ams-1": {"IPAMConfig": {"IPv4Address": "10.211.0.7"}}}
+            "EndpointsConfig": {
+                "flyd-ams-1": {
+                    "IPAMConfig": {"IPv4Address": "10.211.0.7", "IPv6Address": "fdaa:0:0:ad3::7"},
+                    "MacAddress": "02:42:0a:d3:00:07",
+                }
+            }
         },
     }
 
@@ -106,6 +111,11 @@ def test_no_image(image: str) -> None:
 def test_what_no_process_can_be_given(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         body(**changes)
+
+
+def test_the_networks_addresses() -> None:
+    assert (NETWORK.cidr, NETWORK.gateway) == ("10.211.0.0/16", "10.211.0.1")
+    assert (NETWORK.cidr6, NETWORK.gateway6) == ("fdaa:0:0:ad3::/64", "fdaa:0:0:ad3::1")
 
 
 @given(st.text(min_size=1, max_size=60))

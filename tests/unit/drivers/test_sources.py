@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flyd.drivers.locks import Locks
 from flyd.drivers.process import sources
 from flyd.drivers.process.ignorefile import IgnoreRules
 from flyd.drivers.process.sources import DirectorySources, pack
@@ -234,3 +235,12 @@ async def test_noise_is_refused(tmp_path: Path) -> None:
     await store.receive(digest, chunks(b"noise"))
     with pytest.raises(FlydError, match="no tree"):
         await store.ensure(digest)
+
+
+async def test_unknown_digests_leave_nothing_in_memory(tmp_path: Path) -> None:
+    store = DirectorySources(tmp_path, nothing_to_fetch)
+    for number in range(50):
+        with pytest.raises(NotFound):
+            await store.ensure(hashlib.sha256(b"%d" % number).hexdigest())
+    held = [kept for kept in vars(store).values() if isinstance(kept, Locks)]
+    assert [len(locks) for locks in held] == [0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 
+from flyd.drivers.locks import Locks
 from flyd.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from flyd.images.blobs import KEPT_BYTES, PART_AGE_S, Blobs
 from flyd.images.store import EngineImages, Planner
@@ -188,6 +191,16 @@ async def test_removing(node: Node) -> None:
 
 
 # --------------------------------------------------------------------------- blobs
+
+
+async def test_unknown_images_leave_nothing_in_memory(node: Node, other: Node) -> None:
+    for number in range(20):
+        image_id = hashlib.sha256(b"%d" % number).hexdigest()
+        for asked in (other.images.ensure(image_id), other.images.remove(image_id)):
+            with suppress(NotFound):
+                await asked
+    held = [kept for kept in vars(other.images).values() if isinstance(kept, Locks)]
+    assert [len(locks) for locks in held] == [0, 0]
 
 
 def piece(digest: str, whole: bytes, start: int, end: int) -> BlobPart:

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from flyd.machines import fencing
 from flyd.model import (
     App,
     AppKind,
@@ -19,11 +20,12 @@ from flyd.model import (
     RestartPolicy,
     Secrets,
     Service,
+    StopConfig,
     Volume,
     decode,
 )
 from flyd.store import keys
-from tests.support.host_world import World, assert_freed, machine, placed_with_volume
+from tests.support.host_world import SOURCE, World, assert_freed, machine, placed_with_volume
 
 
 @pytest.fixture
@@ -117,6 +119,31 @@ async def test_a_machine_that_is_no_longer_ours_is_removed(world: World, gone: s
     assert len(world.driver.starts) == (2 if gone == "newer epoch here" else 1)
 
 
+@pytest.mark.parametrize("remembered", [True, False])
+async def test_a_stale_copy_ends_before_anything_else_begins(world: World, remembered: bool) -> None:
+    slow = MachineConfig(image=SOURCE, cmd=("x",), stop=StopConfig(timeout_s=3600.0))
+    world.claim(machine(config=slow))
+    async with world.flyd():
+        await world.until_state(MachineState.STARTED)
+    if not remembered:
+        for key in world.run_log.records("machines/"):
+            world.run_log.delete_record(key)
+    world.claim(machine(config=slow, host="h2", epoch=2))
+    world.claim(machine(id="m0", instance_id="01B"))
+    async with world.flyd(away=True):
+        world.driver.end("m1", ExitStatus(code=1))
+        await asyncio.sleep(0.05)
+        assert world.driver.starts == ["m1"], "not started again before etcd was asked whose it is"
+        world.kv.away = False
+        await world.until(lambda: world.driver.starts == ["m1", "m0"])
+        assert "m1" not in world.driver.seen, "gone before m0 began"
+
+
+def test_a_stale_copy_gets_little_time_to_end() -> None:
+    config = MachineConfig(image=SOURCE, stop=StopConfig(timeout_s=3600.0))
+    assert fencing.ended_soon(machine(config=config)).config.stop.timeout_s == fencing.STALE_STOP_S
+
+
 async def test_what_nobody_claims_is_left_alone(world: World) -> None:
     stray = Observed(machine_id="stray", instance_id="x", running=True, pid=7)
     world.driver.seen["stray"] = stray
@@ -176,6 +203,17 @@ async def test_a_start_that_fails_rests_under_policy_no(world: World) -> None:
         await world.until_state(MachineState.FAILED)
         await asyncio.sleep(0.3)
         assert world.driver.starts == []
+
+
+async def test_what_a_power_cut_took_from_the_driver_is_made_again(world: World) -> None:
+    world.claim(machine())
+    async with world.flyd():
+        await world.until_state(MachineState.STARTED)
+    world.driver.seen.clear()
+    world.driver.specs.clear()
+    async with world.flyd():
+        await world.until(lambda: len(world.driver.starts) == 2)
+        await world.until(lambda: (s := world.status()) is not None and s.restarts == 1)
 
 
 async def test_a_create_that_fails_is_undone_and_tried_again(world: World) -> None:
@@ -248,7 +286,10 @@ async def test_a_new_flyd_adopts_what_runs(world: World) -> None:
     assert world.driver.starts == ["m1"]
 
 
-async def test_without_etcd_restarts_go_on_and_are_told_later(world: World) -> None:
+async def test_without_etcd_restarts_go_on_and_are_told_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "FENCE_WAIT_S", 0.05)
     world.claim(machine())
     async with world.flyd():
         await world.until_state(MachineState.STARTED)

@@ -6,7 +6,7 @@ from flyd.errors import Conflict, InvariantBroken
 from flyd.machines.states import DEADLINES_S, REQUESTS, TRANSITIONS, Trigger, advance, diagram
 from flyd.model import MachineState as S
 
-PASSING = {S.STARTING, S.STOPPING, S.RESTARTING, S.DESTROYING}
+PASSING = {S.STARTING, S.STOPPING, S.RESTARTING, S.REPLACING, S.DESTROYING}
 
 
 @pytest.mark.parametrize(("row", "after"), TRANSITIONS.items())
@@ -17,7 +17,7 @@ def test_every_row_is_followed(row: tuple[S | None, Trigger], after: S) -> None:
 def test_a_missing_request_is_a_conflict_that_names_what_is_possible() -> None:
     with pytest.raises(Conflict, match="can not start a machine that is started") as caught:
         advance(S.STARTED, Trigger.START)
-    assert caught.value.hint == "possible now: destroy, restart, stop"
+    assert caught.value.hint == "possible now: destroy, restart, stop, update"
     with pytest.raises(Conflict) as caught:
         advance(S.DESTROYED, Trigger.START)
     assert "any more" in caught.value.hint

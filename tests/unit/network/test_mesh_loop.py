@@ -9,7 +9,7 @@ import msgspec
 from structlog.testing import capture_logs
 
 from flyd.errors import Unavailable
-from flyd.model import Host, encode
+from flyd.model import Host, Membership, encode
 from flyd.network import mesh
 from flyd.network.mesh_plan import MeshChanges, MeshMode, MeshState, Route
 from flyd.store import keys
@@ -100,6 +100,18 @@ async def test_hosts_come_and_go() -> None:
         assert (link.now.address, link.now.mtu) == ("10.11.0.1", 1320)
         await kv.put(keys.host("c"), encode(host("c", 13)))
         await until(link, "10.12.0.0/16", "10.13.0.0/16")
+
+
+async def test_an_expelled_host_is_dropped_at_once() -> None:
+    link = _Link()
+    async with keeping(link) as kv:
+        await kv.put(keys.host("b"), encode(host("b", 12)))
+        await until(link, "10.12.0.0/16")
+        stay = Membership(host="b", id="1", public_key="", addresses=(), subnet="10.12", joined_at_s=1.0)
+        await kv.put(keys.membership("b"), encode(stay))
+        await kv.put(keys.membership("b"), encode(msgspec.structs.replace(stay, expelled_at_s=2.0)))
+        await until(link)
+        assert not link.now.peers
 
 
 async def test_lost_routes_come_back_and_the_others_are_greeted() -> None:

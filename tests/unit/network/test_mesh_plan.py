@@ -68,6 +68,20 @@ def test_a_hosts_own_address_goes_through_unless_the_tunnel_runs_on_it() -> None
     assert plan(A, beneath).peers[0].allowed == ("10.12.0.0/16",)
 
 
+def test_ipv6_goes_through_the_tunnel_between_hosts_with_containers() -> None:
+    a, b = host("a", 11, driver="docker"), host("b", 12, driver="docker")
+    assert plan(a, b).peers[0].allowed == ("10.12.0.0/16", "fdaa:0:0:a0c::/64")
+    assert [r.destination for r in plan(a, b, C).routes] == [
+        "10.12.0.0/16",
+        "10.13.0.0/16",
+        "fdaa:0:0:a0c::/64",
+    ]
+    assert plan(A, b).peers[0].allowed == ("10.12.0.0/16",)
+    assert plan(a, b, mode=MeshMode.ROUTES).left_out  # both are at their machines' addresses
+    elsewhere = host("b", 12, driver="docker", address="192.0.2.12")
+    assert [r.destination for r in plan(a, elsewhere, mode=MeshMode.ROUTES).routes] == ["10.12.0.0/16"]
+
+
 def test_routes_go_by_the_hosts_addresses() -> None:
     made = plan(A, host("b", 12, address="192.0.2.12", wg_public_key=""), mode=MeshMode.ROUTES)
     assert made == MeshPlan(
@@ -103,6 +117,12 @@ def test_of_two_claims_the_first_by_name_holds() -> None:
     assert "overlaps b's" in made.left_out["z"]
 
 
+def test_an_expelled_host_is_no_peer_and_takes_nothing_from_another() -> None:
+    made = mesh_plan(A, [B, host("c", 12)], MeshMode.WIREGUARD, 1500, expelled=("b",))
+    assert made.left_out == {"b": "it was expelled"}
+    assert [(p.public_key, p.allowed) for p in made.peers] == [(key("c"), ("10.12.0.0/16",))]
+
+
 def fitting(made: MeshPlan) -> MeshState:
     return MeshState(
         there=made.mode is MeshMode.WIREGUARD,
@@ -135,7 +155,7 @@ def test_lost_routes_come_back_and_nothing_else_is_touched() -> None:
     assert not changes(made, fitting(made))
 
 
-def test_an_expelled_host_and_a_new_key() -> None:
+def test_a_host_that_is_gone_and_a_new_key() -> None:
     renewed = host("c", 13, wg_public_key=key("c2"))
     todo = changes(plan(A, renewed), fitting(plan(A, B, C)))
     assert sorted(todo.remove_peers) == sorted((key("b"), key("c")))

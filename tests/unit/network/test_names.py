@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flyd.model import App, AppKind, Desired, Machine, MachineConfig, MachineState, PostgresLeader
+from flyd.model import App, AppKind, Desired, Host, Machine, MachineConfig, MachineState, PostgresLeader
 from flyd.network.names import (
     MAX_TEXT_BYTES,
     Answer,
@@ -49,11 +49,15 @@ LEADER = PostgresLeader(cluster="chat-db", epoch=3, node="chat-db-2", address="1
 
 
 def view(
-    *, alive: tuple[str, ...] = ("ams-1", "iad-1", "sin-1"), leader: PostgresLeader = LEADER
+    *,
+    alive: tuple[str, ...] = ("ams-1", "iad-1", "sin-1"),
+    leader: PostgresLeader = LEADER,
+    expelled: tuple[str, ...] = (),
+    hosts: tuple[Host, ...] = HOSTS,
 ) -> NamesView:
     return names_view(
-        HERE,
-        hosts=HOSTS,
+        hosts[0],
+        hosts=hosts,
         alive=alive,
         apps=APPS,
         machines=MACHINES,
@@ -62,6 +66,7 @@ def view(
             for m in MACHINES
         ],
         leaders=[leader],
+        expelled=expelled,
     )
 
 
@@ -147,6 +152,30 @@ def test_others_names_are_not_ours(name: str) -> None:
     assert ask(name).outcome is Outcome.NOT_OURS
 
 
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [
+        ("chat.internal", ("fdaa:0:0:a0b::2", "fdaa:0:0:a0c::2")),  # sin's machines are processes
+        ("iad.chat.internal", ("fdaa:0:0:a0c::2",)),
+        ("a1.vm.chat.internal", ()),
+        ("top1.nearest.of.chat.internal", ("fdaa:0:0:a0b::2",)),
+        ("primary.role.kv._metadata.chat-db.internal", ("fdaa:0:0:a0c::4",)),
+        ("chat-db.internal", ()),  # the endpoint, which listens on IPv4
+        ("chat.flycast", ()),
+    ],
+)
+def test_aaaa_names_the_machines_that_have_ipv6(name: str, addresses: tuple[str, ...]) -> None:
+    containers = [msgspec.structs.replace(h, driver="docker", wg_public_key="key") for h in HOSTS[:2]]
+    of = view(hosts=(*containers, HOSTS[2]))
+    assert ask(name, RecordType.AAAA, of=of) == Answer(outcome=Outcome.FOUND, records=addresses)
+    assert ask(name, of=of) == ask(name)
+
+
+def test_without_a_tunnel_there_is_no_ipv6() -> None:
+    of = view(hosts=tuple(msgspec.structs.replace(h, driver="docker") for h in HOSTS))
+    assert ask("chat.internal", RecordType.AAAA, of=of) == Answer(outcome=Outcome.FOUND)
+
+
 @pytest.mark.parametrize("kind", [RecordType.AAAA, RecordType.OTHER])
 def test_other_types_are_empty_not_absent(kind: RecordType) -> None:
     assert ask("chat.internal", kind) == Answer(outcome=Outcome.FOUND)
@@ -157,6 +186,16 @@ def test_machines_of_silent_hosts_are_named_only_where_nothing_else_is() -> None
     assert ask("chat.internal", of=lost).records == ("10.11.0.2", "10.13.0.2")
     assert ask("iad.chat.internal", of=lost).records == ("10.12.0.2",)
     assert ask("a3.vm.chat.internal", of=lost).records == ("10.12.0.2",)
+
+
+def test_machines_of_expelled_hosts_are_not_named() -> None:
+    """Though they may be all there is, and one of them the primary by its own word."""
+    of = view(expelled=("iad-1",))
+    assert ask("chat.internal", of=of).records == ("10.11.0.2", "10.13.0.2")
+    assert ask("iad.chat.internal", of=of).records == ()
+    assert ask("a3.vm.chat.internal", of=of).records == ()
+    assert ask("primary.role.kv._metadata.chat-db.internal", of=of).records == ()
+    assert ask("all.vms.chat.internal", RecordType.TXT, of=of).records == ("a2 ams,a1 sin",)
 
 
 def test_no_primary_while_none_serves() -> None:

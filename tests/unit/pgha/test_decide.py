@@ -8,12 +8,17 @@ import pytest
 from pgha.decide import RULES, decide
 from pgha.model import (
     LATCH_S,
+    OVERDUE_S,
+    REFUSED_S,
+    SILENT_S,
     Action,
     Bootstrap,
     Data,
     DataState,
     Decision,
+    Doubt,
     Lease,
+    Sighting,
     Status,
     Switchover,
     View,
@@ -30,10 +35,35 @@ from tests.support.pgha_views import (
     OLD,
     PROMISED,
     ROUND,
+    STANDBY,
     but,
     leader,
     vote,
 )
+
+
+def doubt(node: str) -> Doubt:
+    return Doubt(node=node, revision=50, evidence="refused")
+
+
+def refused(for_s: float, epoch: int = 4) -> Sighting:
+    return Sighting(epoch=epoch, refused_since_s=NOW - for_s)
+
+
+def silent(for_s: float) -> Sighting:
+    return Sighting(epoch=4, silent_since_s=NOW - for_s)
+
+
+def but_fenced(timeline: int) -> Status:
+    return msgspec.structs.replace(FENCED, timeline=timeline)
+
+
+# A replica whose stream has ended, and whose primary's host says that nobody listens.
+CUT = but(CALM, status=msgspec.structs.replace(STANDBY, streaming=False), sighting=refused(REFUSED_S + 0.01))
+LATE = but(CALM, lease_seen_s=NOW - OVERDUE_S - 0.01, sighting=silent(SILENT_S + 0.01))
+DOUBT = Decision(rule="doubt", action=Action.DOUBT, revision=50)
+VOTE = Decision(rule="vote", action=Action.VOTE, revision=50)
+FOLLOWING = Decision(rule="following")
 
 EXAMPLES: list[tuple[str, View, str, Decision]] = [
     ("first voter claims", NEW, "a", Decision(rule="bootstrap_claim", action=Action.CLAIM_BOOTSTRAP)),
@@ -46,9 +76,15 @@ EXAMPLES: list[tuple[str, View, str, Decision]] = [
     ),
     (
         "and leads first",
-        but(NEW, bootstrap=Bootstrap(node="a"), data=PROMISED, status=FENCED),
+        but(NEW, bootstrap=Bootstrap(node="a"), data=PROMISED, status=but_fenced(1)),
         "a",
         Decision(rule="first_term", action=Action.TAKE_OVER, epoch=2),
+    ),
+    (
+        "with restored data on a later timeline",
+        but(NEW, bootstrap=Bootstrap(node="a"), data=PROMISED, status=but_fenced(7)),
+        "a",
+        Decision(rule="first_term", action=Action.TAKE_OVER, epoch=8),
     ),
     ("data but no cluster", but(NEW, data=PROMISED), "a", Decision(rule="lost_store")),
     (
@@ -225,6 +261,32 @@ EXAMPLES: list[tuple[str, View, str, Decision]] = [
         "b",
         Decision(rule="follow", action=Action.FOLLOW, address=leader().address, epoch=4),
     ),
+    ("refused: doubt", CUT, "b", DOUBT),
+    ("refused a moment ago: its agent may yet hand over", but(CUT, sighting=refused(0.05)), "b", FOLLOWING),
+    ("refused, but our stream lives", but(CUT, status=STANDBY), "b", FOLLOWING),
+    ("refused by the primary of another epoch", but(CUT, sighting=refused(1.0, epoch=3)), "b", FOLLOWING),
+    ("refused, not serving: it begins or hands over", but(CUT, leader=leader(serving=False)), "b", FOLLOWING),
+    ("said so already", but(CUT, doubts=(doubt("b"),)), "b", FOLLOWING),
+    ("silent: doubt", LATE, "b", DOUBT),
+    ("silent, but only one renewal is missing", but(LATE, lease_seen_s=NOW - 0.6), "b", FOLLOWING),
+    ("a blip", but(LATE, sighting=silent(SILENT_S - 0.01)), "b", FOLLOWING),
+    ("no renewals, but the primary answers", but(LATE, sighting=Sighting(epoch=4)), "b", FOLLOWING),
+    ("one voter's word is not enough", but(CALM, doubts=(doubt("c"),)), "b", FOLLOWING),
+    ("nor with the holder's own", but(CALM, doubts=(doubt("a"), doubt("c"))), "b", FOLLOWING),
+    ("nor with a stranger's", but(CALM, doubts=(doubt("z"), doubt("c"))), "b", FOLLOWING),
+    ("a quorum's word opens a round", but(CALM, doubts=(doubt("b"), doubt("c"))), "b", VOTE),
+    (
+        "in which votes count as ever",
+        but(ROUND, lease_seen_s=NOW - 0.3, doubts=(doubt("b"), doubt("c")), votes=(vote("b"),)),
+        "b",
+        Decision(rule="await_votes"),
+    ),
+    (
+        "and elect as ever",
+        but(ROUND, lease_seen_s=NOW - 0.3, doubts=(doubt("b"), doubt("c")), votes=(vote("b"), vote("c"))),
+        "b",
+        Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
     ("one vote is not enough", but(ROUND, votes=(vote("b"),)), "b", Decision(rule="await_votes")),
     (
         "one is, of who won the newest epoch: it has everything",
@@ -244,6 +306,24 @@ EXAMPLES: list[tuple[str, View, str, Decision]] = [
         but(ROUND, votes=(vote("b"), vote("c"))),
         "b",
         Decision(rule="take_over", action=Action.TAKE_OVER, epoch=5, revision=50),
+    ),
+    (
+        "data that is newer than etcd: no vote",
+        but(ROUND, status=msgspec.structs.replace(FENCED, timeline=5)),
+        "b",
+        Decision(rule="ahead_of_history"),
+    ),
+    (
+        "a timeline of the same number that began elsewhere: nothing is streamed over it",
+        but(CALM, status=msgspec.structs.replace(FENCED, timeline=4, began_lsn=79)),
+        "b",
+        Decision(rule="other_history"),
+    ),
+    (
+        "one that began where the cluster's did",
+        but(CALM, status=msgspec.structs.replace(STANDBY, began_lsn=80)),
+        "b",
+        Decision(rule="following"),
     ),
     ("of equals the second yields", but(ROUND, votes=(vote("b"), vote("c"))), "c", Decision(rule="yield")),
     (

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha.decide import acks_needed, decide, may_win, votes_needed
+from pgha.decide import acks_needed, decide, doubted, doubts_needed, lease_alive, may_win, votes_needed
 from pgha.model import (
     LATCH_S,
     Action,
     Bootstrap,
     Data,
     DataState,
+    Doubt,
     Lease,
+    Sighting,
     Status,
     Switchover,
     View,
@@ -36,6 +38,11 @@ def test_every_ack_quorum_meets_every_vote_quorum(members: int) -> None:
     assert acks_needed(members) + votes_needed(members) > others  # without the old primary's vote
     assert 1 + acks_needed(members) + votes_needed(members) > members  # with it
     assert acks_needed(members) <= others
+
+
+@pytest.mark.parametrize("members", range(2, 10))
+def test_without_the_doubters_no_commit_is_acknowledged(members: int) -> None:
+    assert members - 1 - doubts_needed(members) < acks_needed(members)
 
 
 lsns = st.integers(0, 3)
@@ -63,6 +70,16 @@ views = st.builds(
     votes=st.lists(
         st.builds(vote, st.sampled_from(NODES), st.integers(2, 4), lsns), unique_by=lambda v: v.node
     ).map(tuple),
+    doubts=st.lists(
+        st.builds(Doubt, node=st.sampled_from(NODES), revision=st.just(50), evidence=st.just("silent")),
+        unique_by=lambda d: d.node,
+    ).map(tuple),
+    sighting=st.builds(
+        Sighting,
+        epoch=st.integers(2, 5),
+        refused_since_s=st.sampled_from([0.0, NOW, NOW - 1]),
+        silent_since_s=st.sampled_from([0.0, NOW, NOW - 1]),
+    ),
     history=st.sampled_from([(), HISTORY[:1], HISTORY]),
     switchover=st.sampled_from([None, Switchover(), Switchover(target="b")]),
     data=st.builds(
@@ -99,7 +116,15 @@ def test_what_holds_for_every_view(view: View, me: str) -> None:
             "store_went_back",
             "foreign_data",
         )
-    if decision.action in (Action.VOTE, Action.TAKE_OVER):
+    if decision.action is Action.VOTE and lease_alive(view, NOW) and view.data.promised < view.lease_revision:
+        assert doubted(view)
+    if decision.action is Action.DOUBT:
+        assert view.leader is not None
+        assert view.leader.serving
+        assert view.leader.node != me
+        assert lease_alive(view, NOW)
+        assert view.sighting.refused_since_s or view.sighting.silent_since_s
+    if decision.action in (Action.DOUBT, Action.VOTE, Action.TAKE_OVER):
         assert view.data.state is DataState.READY
     if decision.action is Action.COPY:
         assert view.data.state is not DataState.READY

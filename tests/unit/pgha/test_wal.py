@@ -46,6 +46,7 @@ def test_placeholders_take_numbers_and_go_again(data_dir: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == [f"{n:08X}.history" for n in (3, 4, 5)]
     assert (folder / "00000003.history").read_text() == real
     assert wal.switch_lsn(data_dir, 3) == (1 << 32) + 0x5000A0
+    assert [wal.began_lsn(data_dir, n) for n in (2, 3, 4)] == [0, (1 << 32) + 0x5000A0, 0]
 
     wal.drop_placeholders(data_dir)
     assert [p.name for p in folder.iterdir()] == ["00000003.history"]

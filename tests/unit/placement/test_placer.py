@@ -21,13 +21,13 @@ from flyd.model import (
     Volume,
     decode,
 )
-from flyd.placement.placer import Order, place
-from flyd.placement.scheduler import reserved
-from flyd.placement.volumes import create_volume, destroy_volume, list_volumes
+from flyd.placement.scheduler import Order, reserved
+from flyd.placement.volumes import create_volume, list_volumes
 from flyd.ports import KV, Unchanged
+from flyd.storage import records
 from flyd.store import keys
 from flyd.store.memory import MemoryKV
-from tests.support.placing import CountedEntropy, FixedClock, join, make_host
+from tests.support.placing import CountedEntropy, FixedClock, join, make_host, place
 
 CONFIG = MachineConfig(image="host:", guest=Guest(memory_mb=512))
 WITH_DATA = msgspec.structs.replace(CONFIG, mounts=(Mount(path="/data", name="data", size_gb=3),))
@@ -123,7 +123,9 @@ async def test_a_lost_answer_does_not_place_twice() -> None:
     ]
     assert await list_volumes(kv, "chat") == tuple(sorted(volumes, key=lambda v: v.id))
     for volume in volumes:
-        await destroy_volume(kv, "chat", volume.id, entropy=entropy)
+        await records.destroy(kv, "chat", volume.id, 1.0, entropy=entropy)
+    for destroyed in await records.list_destroyed(kv, "ams-1"):
+        await records.forget(kv, destroyed, entropy=entropy)
     assert (await promised(kv, "ams-1")).volumes_gb == {}
 
 
@@ -182,9 +184,9 @@ async def test_an_attached_volume_is_not_destroyed() -> None:
     machine = await put_machine(kv, Order(app="chat", config=WITH_DATA))
     volume_id = machine.config.mounts[0].volume
     with pytest.raises(Refused, match=f"attached to machine {machine.id}"):
-        await destroy_volume(kv, "chat", volume_id, entropy=entropy)
+        await records.destroy(kv, "chat", volume_id, 1.0, entropy=entropy)
     with pytest.raises(NotFound, match="vol_none"):
-        await destroy_volume(kv, "chat", "vol_none", entropy=entropy)
+        await records.destroy(kv, "chat", "vol_none", 1.0, entropy=entropy)
     record = await kv.get(keys.volume("chat", volume_id))
     assert record is not None
     assert decode(record.value, Volume).attached_machine == machine.id

@@ -33,6 +33,27 @@ class FaultyKV(MemoryKV):
             raise OutcomeUnknown("answer lost")
 
 
+def test_one_that_stood_still_while_it_campaigned_goes_on() -> None:
+    """Its lease has ended before it was used: that ends no flyd."""
+
+    class Frozen(MemoryKV):
+        still = True
+
+        async def _before(self, op: str) -> None:
+            await super()._before(op)
+            if op == "txn" and self.still:
+                self.still = False
+                await asyncio.sleep(LEADER_TTL_S + 1)
+
+    async def main() -> None:
+        stage = Stage()
+        current().spawn("a", lead(Frozen(MemoryEtcd()), "deployer", "a", stage.work))
+        await asyncio.sleep(3 * LEADER_TTL_S)
+        assert stage.inside == ["a"]
+
+    run(1, main)
+
+
 class Stage:
     """Who is inside the scope, now and ever."""
 

@@ -1,15 +1,11 @@
-"""The fence as a rule (any sequence of calls), and a crash before each change of the disk."""
+"""The fence as a rule: any sequence of calls. Crashes: test_volume_crashes.py."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,43 +42,3 @@ async def _epochs_only_grow(calls: list[Call]) -> None:
 @given(CALLS)
 def test_a_claim_is_taken_only_if_it_is_the_latest(calls: list[Call]) -> None:
     asyncio.run(_epochs_only_grow(calls))
-
-
-class Crash(BaseException):
-    """The power is cut: nothing after this happens."""
-
-
-def test_every_operation_goes_on_from_every_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, crash_at = 0, 0
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == crash_at:
-                raise Crash
-            return function(*args, **kwargs)
-
-        return call
-
-    for name in ("replace", "fsync", "mkdir", "rmdir", "unlink"):
-        monkeypatch.setattr(os, name, counted(getattr(os, name)))
-
-    async def life(store: DirectoryVolumes) -> None:
-        await store.create("vol1", 1)
-        path = await store.attach("vol1", "m1", 1)
-        assert Path(path).is_dir()
-        await store.detach("vol1", "m1", 1)
-        await store.destroy("vol1")
-        assert not Path(path).exists()
-
-    asyncio.run(life(DirectoryVolumes(tmp_path / "whole")))
-    total = calls
-    assert total > 10
-    for point in range(1, total + 1):
-        calls, crash_at = 0, point
-        with pytest.raises(Crash):
-            asyncio.run(life(DirectoryVolumes(tmp_path / str(point))))
-        crash_at = 0
-        asyncio.run(life(DirectoryVolumes(tmp_path / str(point))))
-        assert os.listdir(tmp_path / str(point)) == []

@@ -1,0 +1,154 @@
+"""Base backups in the archive directory of a cluster, taken by the primary when somebody asks.
+
+    <archive>/wal/<segment>    archive.py
+    <archive>/base/<name>/     a data directory by pg_basebackup, whole with the WAL that it needs
+    <archive>/base/<name>.json what it is; written last: without it the backup is not there
+
+Made by pgha/main.py (`Backups`), run by pgha/agent.py as a loop. Works on nothing but copies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from flyd.errors import InvalidInput, Refused, Unavailable
+from flyd.model import encode
+from flyd.ports import KV, Clock, Delete, Put, Unchanged
+from pgha import keys, pgconf, wal
+from pgha.model import AgentConfig, Backup
+from pgha.observe import ClusterRecords
+from pgha.pgconf import PostgresConfig
+from pgha.processes import Tools, give_tree, require_reachable, unprivileged
+
+log = structlog.get_logger(__name__)
+
+BACKUP_S = 6 * 3600.0
+LOOK_S = 1.0
+
+
+class Backups:
+    """Takes a base backup while this member leads and one is wished for."""
+
+    def __init__(
+        self, config: AgentConfig, server: PostgresConfig, kv: KV, clock: Clock, records: ClusterRecords
+    ) -> None:
+        self._config = config
+        self._server = server
+        self._kv = kv
+        self._clock = clock
+        self._records = records
+
+    async def keep(self) -> None:
+        """For ever; returns at once if there is no archive."""
+        while self._server.archive_dir:
+            await asyncio.sleep(LOOK_S)
+            leader, wish = self._records.leader(), self._records.backup_wish()
+            if wish is None or leader is None or leader.node != self._config.node or not leader.serving:
+                continue
+            try:
+                await self._settle(wish, await self._taken(wish, leader.epoch))
+            except Unavailable as error:  # of etcd: the same wish is seen again
+                log.warning("pgha.backup_unsettled", node=self._config.node, error=str(error))
+
+    async def _taken(self, wish: Backup, epoch: int) -> Backup:
+        began_s = self._clock.wall_s()
+        try:
+            size = await take(self._server, wish.name)
+            done = msgspec.structs.replace(
+                wish, node=self._config.node, epoch=epoch, began_at_s=began_s,
+                finished_at_s=self._clock.wall_s(), size_bytes=size,
+            )  # fmt: skip
+            seal(Path(self._server.archive_dir), done)
+        except (Unavailable, OSError) as error:  # a full or absent archive must not end this member
+            return msgspec.structs.replace(wish, node=self._config.node, epoch=epoch, error=str(error))
+        return done
+
+    async def _settle(self, wish: Backup, done: Backup) -> None:
+        key = keys.backup_wish(self._config.cluster)
+        compare = Unchanged(key, self._records.mod_revision(key))
+        put = Put(keys.backup(self._config.cluster, wish.name), encode(done))
+        await self._kv.txn([compare], [put, Delete(key)])
+        log.info("pgha.backup", node=self._config.node, name=done.name, error=done.error)
+
+
+async def take(config: PostgresConfig, name: str) -> int:
+    """A base backup of the server that runs here; its size in bytes. Begins afresh if it was cut short."""
+    base = Path(config.archive_dir) / "base"
+    partial = base / f"{name}.new"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(base / name, ignore_errors=True)  # not sealed: nobody relies on it
+    address = f"{config.host}:{config.port}"
+    source = pgconf.conninfo(address, pgconf.REPLICATION_USER, f"{config.node}-backup", "")
+    await Tools(config.bin_dir, base).run(
+        "pg_basebackup", "-D", str(partial), "-d", source, "-X", "stream", "-c", "fast",
+        env={"PGPASSWORD": config.replication_password}, timeout_s=BACKUP_S,
+    )  # fmt: skip
+    partial.rename(base / name)
+    return await asyncio.to_thread(_size, base / name)
+
+
+def seal(archive: Path, backup: Backup) -> None:
+    """From now on it may be restored from."""
+    wal.write_durably(archive / "base" / f"{backup.name}.json", encode(backup).decode())
+
+
+def prepare(archive: Path) -> None:
+    """Make the folders of a new cluster's archive, writable for Postgres' user.
+
+    `Refused` if that cannot be, or if there is the history of another cluster.
+    """
+    user = unprivileged()
+    try:
+        for folder in (archive, archive / "wal", archive / "base"):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not any(folder.iterdir()):
+                give_tree(folder, user)
+        used = any((archive / "wal").iterdir()) or any((archive / "base").iterdir())
+    except OSError as error:
+        raise Refused(f"the archive {archive} cannot be made: {error.strerror}") from error
+    if used:
+        raise Refused(
+            f"the archive {archive} has the WAL of another cluster",
+            hint="a new or restored cluster needs another name, or the old archive moved away",
+        )
+    require_reachable(archive, user)
+
+
+def newest(archive: Path, before: str) -> Path:
+    """The data directory of the newest base backup that ended before that time (ISO 8601; empty: any)."""
+    limit_s = instant_s(before) if before else float("inf")
+    best: Backup | None = None
+    for path in sorted((archive / "base").glob("*.json")):
+        found = msgspec.json.decode(path.read_bytes(), type=Backup)
+        if found.finished_at_s <= limit_s and (best is None or found.finished_at_s > best.finished_at_s):
+            best = found
+    if best is None:
+        raise Refused(
+            f"no base backup in {archive} ended before {before or 'now'}",
+            hint="`fly postgres backup list` shows those that there are",
+        )
+    return archive / "base" / best.name
+
+
+def instant_s(text: str) -> float:
+    """Seconds since 1970 of an ISO 8601 time with its offset from UTC."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        raise InvalidInput(f"{text!r} is no time", hint="for example 2026-11-23T21:04:05.678+00:00")
+    return when.timestamp()
+
+
+def _size(path: Path) -> int:
+    return sum(
+        os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(path) for name in names
+    )

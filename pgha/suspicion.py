@@ -1,0 +1,94 @@
+"""A voter's own look at the primary: asks it whether it is there, as soon as something is odd.
+
+Odd is: our stream from it has ended, or its lease is overdue (LATE_S). As long as neither is
+so nothing is asked, so in quiet times this costs nothing. What the answers are good for is decided in
+pgha/decide.py (`evidence`); this loop only keeps the series of bad ones, and wakes the agent.
+
+Made and run by pgha/agent.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from flyd.model import PostgresLeader
+from flyd.ports import Clock
+from pgha.model import LATE_S, SILENT_S, Answer, Sighting, Status
+from pgha.observe import ClusterRecords
+from pgha.ports import Lookout
+
+AGAIN_S = 0.03  # after a bad answer
+REASSURED_S = 0.3  # after a good one
+IDLE_S = 0.05  # at least this long between two looks at the lease
+
+
+class Suspicion:
+    """What this voter has seen of the present primary."""
+
+    def __init__(self, node: str, lookout: Lookout, clock: Clock, records: ClusterRecords) -> None:
+        self._node = node
+        self._lookout = lookout
+        self._clock = clock
+        self._records = records
+        self._streaming = False
+        self._flushed_lsn = 0
+        self._wake = asyncio.Event()
+        self.sighting = Sighting()
+
+    def saw(self, status: Status) -> None:
+        """Our own Postgres, as it was just observed: whoever sends us WAL is not silent."""
+        if status.streaming and status.flushed_lsn != self._flushed_lsn and self.sighting.silent_since_s:
+            self.sighting = Sighting(epoch=self.sighting.epoch)
+        self._streaming, self._flushed_lsn = status.streaming, status.flushed_lsn
+
+    def lost_stream(self) -> None:
+        """Our walreceiver may just have ended: look now."""
+        self._streaming = False
+        self._wake.set()
+
+    async def watch(self) -> None:
+        """Ask while something is odd, for ever."""
+        while True:
+            leader = self._suspect()
+            if leader is None:
+                self.sighting = Sighting()
+                await self._pause(
+                    max(IDLE_S, self._records.lease_seen_s + LATE_S - self._clock.monotonic_s())
+                )
+                continue
+            asked_s = self._clock.monotonic_s()
+            answer = await self._lookout.ask(leader.address, SILENT_S)
+            self.sighting = _continued(self.sighting, leader.epoch, answer, asked_s)
+            if answer is Answer.ANSWERED:
+                await self._pause(REASSURED_S)
+            else:
+                self._records.poke()
+                await asyncio.sleep(AGAIN_S)
+
+    def _suspect(self) -> PostgresLeader | None:
+        """The primary, if there is a reason to ask it."""
+        leader, lease = self._records.leader(), self._records.lease()
+        if leader is None or leader.node == self._node or not leader.serving:
+            return None
+        if lease is None or lease.released:
+            return None
+        late = self._clock.monotonic_s() - self._records.lease_seen_s >= LATE_S
+        return leader if late or not self._streaming else None
+
+    async def _pause(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+
+def _continued(before: Sighting, epoch: int, answer: Answer, asked_s: float) -> Sighting:
+    """The series with one more answer: another kind, or another primary, begins a new one."""
+    same = before if before.epoch == epoch else Sighting()
+    if answer is Answer.REFUSED:
+        return Sighting(epoch=epoch, refused_since_s=same.refused_since_s or asked_s)
+    if answer is Answer.SILENT:
+        return Sighting(epoch=epoch, silent_since_s=same.silent_since_s or asked_s)
+    return Sighting(epoch=epoch)

@@ -1,0 +1,1 @@
+"""The take-over protocol, explored to exhaustion at small bounds (README.md says what that shows)."""
