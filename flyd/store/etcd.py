@@ -78,6 +78,9 @@ class _Member:
     def __init__(self, endpoint: str, credentials: Credentials | None) -> None:
         self.endpoint = endpoint
         self.channel = SecureChannel(endpoint, credentials, CHANNEL_OPTIONS)
+        self.doubtful = (
+            False  # it owes an answer: it may be frozen, with a connection that still takes requests
+        )
 
     def unary(self, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         """One request, one answer, both as bytes."""
@@ -278,8 +281,12 @@ class EtcdKV:
         while (left_s := deadline_s - loop.time()) > 0:
             member = self._members[self._current]
             try:
-                timeout_s = min(left_s, share_s) if repeatable else left_s
-                return await self._attempt(member, method, request, min(left_s, share_s), timeout_s)
+                connect_s = min(left_s, share_s)
+                if member.doubtful and not repeatable:
+                    await self._hear(member, connect_s)
+                return await self._attempt(
+                    member, method, request, connect_s, connect_s if repeatable else left_s
+                )
             except _NotSent as e:
                 reason = str(e)
             except _Lost as e:
@@ -311,15 +318,26 @@ class EtcdKV:
                     await member.connect()
             except TimeoutError as e:
                 raise _NotSent(f"{member.endpoint}: no connection within {connect_s:g} s") from e
-            return await member.ask(method, request, timeout_s)
+            answer = await member.ask(method, request, timeout_s)
         except asyncio.CancelledError:
             self._raise_if_closed_under_us(name)
             # A caller with a deadline shorter than ours gave up on this member: the next call asks another.
+            member.doubtful = True
             self._failed(member)
             raise
         except (_Lost, grpc.aio.UsageError):
             self._check_open(name)
+            member.doubtful = True
             raise
+        member.doubtful = False
+        return answer
+
+    async def _hear(self, member: _Member, timeout_s: float) -> None:
+        """Ask something harmless first: a frozen member would swallow a write, which is sent only once."""
+        try:
+            await self._attempt(member, wire.RANGE, wire.get_request("/"), timeout_s, timeout_s)
+        except _Lost as e:
+            raise _NotSent(str(e)) from e
 
     def _failed(self, member: _Member) -> None:
         """Ask the next member from now on, unless another task already moved on."""
