@@ -175,7 +175,7 @@ def build(config: HostConfig, host: Host, clock: Clock, volumes: StreamStore) ->
     entropy = SystemEntropy()
     credentials = Credentials(identity_folder(Path(config.data_dir)))
     kv = EtcdKV(config.etcd, credentials)
-    mirror = Mirror(kv, MIRRORED)
+    mirror = Mirror(kv, MIRRORED, ignored=keys.is_postgres_lease)
     peers = Peers(host.name, mirror, credentials)
     context = ApiContext(
         host=host,

@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 
@@ -41,10 +40,8 @@ from flyd.model import Host
 from flyd.network.mesh import keep_mesh
 from flyd.network.mesh_plan import MeshMode
 from flyd.network.nftables import Nftables, keep_firewall
-from flyd.placement.repairs import REPAIRS
-from flyd.ports import Clock, Unchanged
-from flyd.store.etcd import EtcdKV
-from flyd.store.leader import lead
+from flyd.ports import Clock
+from flyd.store.leader import CONTROLLER, Leadership, lead
 from flyd.store.mirror import Mirror
 from flyd.store.system import SystemClock
 
@@ -115,12 +112,7 @@ async def run(config: HostConfig) -> None:
             group.create_task(parts.volume_keeper.keep_volumes(), name="volumes")
             group.create_task(parts.volume_copier.keep_copying(), name="copies")
             group.create_task(parts.volume_mover.keep_moving(), name="moves")
-            for role, work in (
-                ("deployer", parts.deployer.keep_deploying),
-                ("recorder", parts.recorder.keep_recording),
-                (REPAIRS, parts.repairs.keep_repairing),
-            ):
-                group.create_task(keep_leading(kv, role, host.name, work), name=role)
+            group.create_task(keep_leading(host, parts), name="leader")
             if host.http_port:
                 edge = run_edge(host, mirror, Path(config.data_dir), clock)
                 group.create_task(edge, name="edge")
@@ -154,11 +146,16 @@ async def run_private_network(config: HostConfig, parts: Parts) -> None:
             group.create_task(metrics.serve(host, mirror, config.metrics_port, figures), name="metrics")
 
 
-async def keep_leading(
-    kv: EtcdKV, role: str, name: str, work: Callable[[Unchanged], Awaitable[None]]
-) -> None:
-    """Campaign for a role for ever; while it is held, do its work under its guard."""
-    await lead(kv, role, name, lambda held: work(held.guard))
+async def keep_leading(host: Host, parts: Parts) -> None:
+    """Campaign for ever; while this host leads, do what one host does for all, under the term's guard."""
+
+    async def work(held: Leadership) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(parts.deployer.keep_deploying(held.guard), name="deployer")
+            group.create_task(parts.recorder.keep_recording(held.guard), name="recorder")
+            group.create_task(parts.repairs.keep_repairing(held.guard), name="repairs")
+
+    await lead(parts.kv, CONTROLLER, host.name, work)
 
 
 async def serve(context: ApiContext, credentials: Credentials) -> None:

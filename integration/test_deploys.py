@@ -14,6 +14,7 @@ import pytest
 
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
+from flyd.store.leader import CONTROLLER
 from integration.cluster import EXAMPLES, REGIONS, Cluster, ended, tiny_app, wait_for
 from integration.traffic import traffic
 
@@ -48,7 +49,7 @@ async def deploy_leader(cluster: Cluster) -> str:
     """The region whose flyd walks the deploys."""
     kv = EtcdKV(cluster.local.plan.etcd, cluster.host_credentials("ams"))
     try:
-        held = await kv.get(keys.leader("deployer"))
+        held = await kv.get(keys.leader(CONTROLLER))
     finally:
         await kv.close()
     if held is None:

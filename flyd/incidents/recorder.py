@@ -1,6 +1,6 @@
 """The elected recorder: writes down when hosts are lost and come back, and prunes old history.
 
-Runs inside a leadership scope (role RECORDER, store/leader.py) and ends with it; every write
+Runs inside a leadership scope (store/leader.py) and ends with it; every write
 carries the leader's guard, so a deposed recorder tells nothing twice. What was told before is
 read from the history itself, so a new recorder goes on where the last one stopped.
 
@@ -28,7 +28,6 @@ from flyd.store.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
-RECORDER = "recorder"
 CLUSTER = "_cluster"
 EVENTS_KEPT_S = 7 * 24 * 3600.0
 EVENTS_MAX = 1000  # of one application

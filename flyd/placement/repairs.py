@@ -1,6 +1,6 @@
 """The elected repairer: brings machines off lost hosts, and off hosts that are being drained.
 
-Runs inside a leadership scope (role REPAIRS, store/leader.py) and ends with it. Invariants: every
+Runs inside a leadership scope (store/leader.py) and ends with it. Invariants: every
 write carries the leader's guard, so a deposed repairer changes nothing; a move also compares that
 the host it leaves has still not given a sign of life since (moves.py); a drain's record says what is
 begun before it is. An old view therefore costs an attempt, never a wrong move; and who is cut off from
@@ -33,7 +33,6 @@ from flyd.store.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
-REPAIRS = "repairs"
 CLUSTER = "_cluster"  # the app of history lines that are no app's (incidents/recorder.py)
 LOOK_EVERY_S = 0.25  # at most so often, however much happens
 LOOK_AT_LEAST_S = 30.0

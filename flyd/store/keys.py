@@ -146,6 +146,11 @@ def port(number: int) -> str:
     return f"{PORTS}{number}"
 
 
+def is_postgres_lease(key: str) -> bool:
+    """Whether it is a Postgres primary's sign of life (pgha/keys.py): only its members look at those."""
+    return key.startswith(PG) and key.endswith("/lease")
+
+
 def leader(role: str) -> str:
     """Who leads in a role."""
     return LEADERS + role

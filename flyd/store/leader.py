@@ -6,8 +6,9 @@ renewal was *sent*; then it is cancelled. A clock argument can still fail (a pro
 inside `work`), so every effect on shared state also carries `Leadership.guard`: etcd itself
 refuses what a former leader sends late.
 
-Called by the loops of which only one may work in the cluster (the deployer). `work` handles
-its own errors: whatever it raises ends `lead` too. Does not decide who leads best.
+Called for the loops of which only one may work in the cluster: deploys, history, repairs. One host
+leads all of them, in the role CONTROLLER: every campaign costs each host a watch, every term renewals.
+`work` handles its own errors: whatever it raises ends `lead` too. Does not decide who leads best.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from flyd.store import keys
 
 log = structlog.get_logger(__name__)
 
+CONTROLLER = "controller"
 LEADER_TTL_S = 5
 MARGIN_S = 0.5  # the scope ends this long before the lease may end
 RENEWALS_PER_TTL = 4

@@ -45,13 +45,16 @@ class Versioned(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Mirror:
-    """The keys under `prefixes`, as of `revision`."""
+    """The keys under `prefixes`, as of `revision`, without those that are `ignored`."""
 
-    def __init__(self, kv: KV, prefixes: Sequence[str]) -> None:
+    def __init__(
+        self, kv: KV, prefixes: Sequence[str], *, ignored: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self.version = 0
         self.revision = 0
         self._kv = kv
         self._prefixes = tuple(prefixes)
+        self._ignored = ignored
         self._common = os.path.commonprefix(self._prefixes)  # noqa: RUF071 - of characters, not path parts
         self._entries: dict[str, KeyValue] = {}
         self._order: list[str] = []  # the keys of _entries, sorted
@@ -152,7 +155,7 @@ class Mirror:
         self._synced.set()
 
     def _apply(self, changes: Iterable[Change], revision: int) -> None:
-        relevant = [c for c in changes if c.key.startswith(self._prefixes)]
+        relevant = [c for c in changes if c.key.startswith(self._prefixes) and not self._ignored(c.key)]
         applied = [self._apply_one(c) for c in relevant]
         for change, changed in zip(relevant, applied, strict=True):
             if changed:

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from flyd.hosts.membership import LEASE_TTL_S
 from flyd.model import Desired, Machine, decode
 from flyd.model.cluster import LossRule
-from flyd.placement.repairs import REPAIRS
 from flyd.ports import Change
 from flyd.store import keys
+from flyd.store.leader import CONTROLLER
 from tests.simulation.driver import Hardware
 from tests.simulation.ledger import Violation
 from tests.simulation.loop import current
@@ -102,7 +102,7 @@ class Copies:
             self._check_move(before, claim)
 
     def _check_leads(self, what: str) -> None:
-        writer, leader = self._store.writer, self._store.get(keys.leader(REPAIRS))
+        writer, leader = self._store.writer, self._store.get(keys.leader(CONTROLLER))
         if writer in self._hardware and (leader is None or leader.value.decode() != writer):
             holder = leader.value.decode() if leader is not None else "nobody"
             raise Violation(f"stale leader: {writer} wrote {what}, but {holder} leads")

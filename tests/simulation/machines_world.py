@@ -24,11 +24,11 @@ from flyd.machines.leases import LEASES
 from flyd.model import App, Check, Host, Machine, Resources, StopConfig, decode, encode
 from flyd.model.cluster import Drain, DrainState, LossRule
 from flyd.placement.placer import Placer
-from flyd.placement.repairs import REPAIRS, Repairs
+from flyd.placement.repairs import Repairs
 from flyd.ports import Delete, Put
 from flyd.storage.keeper import VolumeKeeper
 from flyd.store import keys
-from flyd.store.leader import lead
+from flyd.store.leader import CONTROLLER, lead
 from flyd.store.mirror import Mirror
 from tests.simulation.checkers import Checkers
 from tests.simulation.conduct import Conduct
@@ -156,7 +156,7 @@ class MachinesWorld:
             group.create_task(host_loop.run())
             group.create_task(repairs.watch_silences())
             group.create_task(self._keep_volumes(keeper))
-            group.create_task(lead(kv, REPAIRS, name, lambda term: repairs.keep_repairing(term.guard)))
+            group.create_task(lead(kv, CONTROLLER, name, lambda term: repairs.keep_repairing(term.guard)))
 
     async def _keep_volumes(self, keeper: VolumeKeeper) -> None:
         """As the keeper does it, but oftener than once a minute."""

@@ -24,10 +24,10 @@ from flyd.model import Machine, MachineState, Reservations, Volume
 from flyd.placement import loss
 from flyd.placement.index import Snapshot
 from flyd.placement.loss import Silence, track
-from flyd.placement.repairs import REPAIRS
 from flyd.placement.scheduler import Placement, Refusal, Request, schedule
 from flyd.ports import KV, Delete, Put, TxnResult, Unchanged, WatchBatch
 from flyd.store import keys
+from flyd.store.leader import CONTROLLER
 from flyd.store.mirror import Mirror
 from pgha.model import Position
 from tests.simulation.network import SimulatedKV
@@ -111,7 +111,7 @@ def double_placement() -> Generator[None]:
 @contextmanager
 def stale_leader() -> Generator[None]:
     """A repairer whose writes do not carry its leader's guard."""
-    with _without_compares(keys.leader(REPAIRS)):
+    with _without_compares(keys.leader(CONTROLLER)):
         yield
 
 

@@ -21,10 +21,11 @@ from flyd.model import (
 )
 from flyd.model.cluster import Drain, Loss, LossRule
 from flyd.placement.placer import Placer
-from flyd.placement.repairs import REPAIRS, Repairs
+from flyd.placement.repairs import Repairs
 from flyd.placement.scheduler import Order
 from flyd.ports import Delete, Put, Unchanged
 from flyd.store import keys
+from flyd.store.leader import CONTROLLER
 from flyd.store.memory import MemoryKV
 from flyd.store.mirror import Mirror
 from tests.simulation.loop import run
@@ -57,8 +58,8 @@ class World:
 
     async def lead(self, repairs: Repairs) -> None:
         """One term of leadership."""
-        self.term = await self.kv.put(keys.leader(REPAIRS), b"x")
-        await repairs.keep_repairing(Unchanged(keys.leader(REPAIRS), self.term))
+        self.term = await self.kv.put(keys.leader(CONTROLLER), b"x")
+        await repairs.keep_repairing(Unchanged(keys.leader(CONTROLLER), self.term))
 
     async def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """A flyd's repairer that leads at once."""

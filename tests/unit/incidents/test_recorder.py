@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from flyd.errors import OutcomeUnknown
-from flyd.incidents import recorder
 from flyd.incidents.recorder import (
     CLUSTER,
     EVENTS_KEPT_S,
@@ -21,7 +20,7 @@ from flyd.incidents.recorder import (
 from flyd.model import Event, Host, Resources, decode, encode
 from flyd.ports import Delete, Put, Unchanged
 from flyd.store import keys
-from flyd.store.leader import Leadership, lead
+from flyd.store.leader import CONTROLLER, Leadership, lead
 from flyd.store.memory import MemoryEtcd, MemoryKV
 from flyd.store.mirror import Mirror
 from tests.simulation.loop import run
@@ -95,7 +94,7 @@ async def recording(etcd: MemoryEtcd, name: str, kv: MemoryKV) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(mirror.keep())
         await mirror.wait_synced()
-        group.create_task(lead(kv, recorder.RECORDER, name, work))
+        group.create_task(lead(kv, CONTROLLER, name, work))
 
 
 def test_loss_and_return_are_told_once_each() -> None:
@@ -141,7 +140,7 @@ def test_a_lost_answer_is_read_back_not_told_twice() -> None:
         kv = ForgetfulKV(etcd)
         await kv.txn([], [*joined("ams-1"), *joined("iad-1")])
         task = asyncio.get_running_loop().create_task(recording(etcd, "iad-1", kv))
-        await until(lambda: etcd.get(keys.leader(recorder.RECORDER)) is not None)
+        await until(lambda: etcd.get(keys.leader(CONTROLLER)) is not None)
         await asyncio.sleep(1)
         kv.lose_next_txn = True
         await MemoryKV(etcd).txn([], gone("ams-1"))
@@ -162,7 +161,7 @@ def test_a_deposed_recorder_writes_nothing() -> None:
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(mirror.keep())]
         await mirror.wait_synced()
-        old_term = Unchanged(keys.leader(recorder.RECORDER), 99)
+        old_term = Unchanged(keys.leader(CONTROLLER), 99)
         deposed = Recorder(kv, mirror, clock=LoopClock())
         tasks.append(loop.create_task(deposed.keep_recording(old_term)))
         await asyncio.sleep(30)

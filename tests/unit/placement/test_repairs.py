@@ -20,9 +20,9 @@ from flyd.model import (
     encode,
 )
 from flyd.model.cluster import DrainState
-from flyd.placement.repairs import REPAIRS
 from flyd.ports import Delete, Put, TxnResult, Unchanged
 from flyd.store import keys
+from flyd.store.leader import CONTROLLER
 from tests.support.repairing import GRACE_S, World, repaired, until
 
 # --------------------------------------------------------------------------- lost hosts
@@ -121,7 +121,7 @@ async def test_nothing_moves_while_most_hosts_are_lost(world: World):
 async def test_a_deposed_repairer_moves_nothing(world: World):
     await world.place("m1")
     world.lose("ams-1")
-    await world.kv.put(keys.leader(REPAIRS), b"another")
+    await world.kv.put(keys.leader(CONTROLLER), b"another")
     await asyncio.sleep(3 * GRACE_S)
     assert world.claims()["m1"].host == "ams-1"
 

@@ -184,3 +184,23 @@ def test_a_value_that_cannot_be_read_names_its_key() -> None:
         assert "etcdctl get /apps/a" in said.value.hint
 
     run(1, main)
+
+
+def test_ignored_keys_wake_nobody() -> None:
+    async def main() -> None:
+        server = MemoryEtcd()
+        server.txn((), (Put("/pg/a/lease", b"1"), Put("/pg/a/leader", b"x")))
+        mirror = Mirror(MemoryKV(server), ["/pg/"], ignored=lambda key: key.endswith("/lease"))
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(mirror.keep())
+            await mirror.wait_synced()
+            version = mirror.version
+            server.txn((), (Put("/pg/a/lease", b"2"),))
+            await mirror.wait_revision(server.revision)
+            assert mirror.version == version
+            assert [held.key for held in mirror.list("/pg/", str)] == ["/pg/a/leader"]
+            server.txn((), (Put("/pg/a/leader", b"y"), Delete("/pg/a/lease")))
+            assert await mirror.wait_change(version) > version
+            keeping.cancel()
+
+    run(1, main)
