@@ -4,6 +4,7 @@ Owns the host's `Record` of a machine, its pure changes, and `decide`. Invariant
 
 - A machine that nobody claims and this host does not remember is reported, never killed; one that
   another host claims is a stale copy and goes, remembered or not.
+- Nothing that mounts a volume is done before etcd has been heard since flyd's start (fencing.py).
 - Only the newest claim counts; a claim older than the record changes nothing.
 - A machine that ended for good rests until somebody asks (a stop, or a greater
   restart_nonce) or its schedule does, although its claim still says `started`.
@@ -43,6 +44,7 @@ RESTART = "restart"
 RECYCLE = "recycle"
 UPDATE = "update"
 DESTROY = "destroy"
+MOUNTING = (CREATE, START, RESTART, RECYCLE, UPDATE)  # a machine that is recycled is started again
 
 
 class Record(Value, frozen=True, kw_only=True):
@@ -76,6 +78,7 @@ class View(Value, frozen=True, kw_only=True):
     record: Record | None = None
     observed: Observed | None = None
     not_before: float = 0.0  # back-off: no new attempt earlier than this
+    learned: bool = True  # whether etcd was heard since flyd's start; else the claim is the last one known
 
 
 class Nothing(Value, frozen=True, kw_only=True):
@@ -113,6 +116,14 @@ Decision = Nothing | Wait | Unclaimed | NoteExit | Retire | Perform
 
 def decide(view: View) -> Decision:
     """The next thing to do about one machine, or nothing."""
+    decision = _decide(view)
+    mounts = view.claim is not None and bool(view.claim.config.mounts)
+    if mounts and not view.learned and isinstance(decision, Perform) and decision.operation in MOUNTING:
+        return Nothing()  # the first look at etcd looks at every machine again
+    return decision
+
+
+def _decide(view: View) -> Decision:
     claim, record = view.claim, view.record
     if claim is None or claim.host != view.host:
         if record is not None or (claim is not None and view.observed is not None):

@@ -8,11 +8,16 @@ with machines that run elsewhere by now (flyd/placement/repairs.py). So:
 - What an earlier flyd had begun for a stale copy (a start, say) is undone, not finished.
 - A stale copy gets STALE_STOP_S to end, whatever its own stop timeout: another copy runs already.
 
+- A machine with a volume is started by no flyd that has not heard etcd since its own start,
+  however long that takes: the volume may have been brought back on another host meanwhile
+  (flyd/storage/recovery.py), and this host's knowledge of it be of before it went away.
+
 What this does not do: a host that can not see etcd keeps its machines running, and after
-FENCE_WAIT_S also starts those it knows (design.md, promise 7: the control plane may die without
-an application noticing). While it is cut off, a machine that was placed elsewhere therefore runs
+FENCE_WAIT_S also starts those without volumes that it knows (design.md, promise 7: the control plane may die
+without an application noticing). While it is cut off, a machine that was placed elsewhere therefore runs
 twice: here, where no edge and no name leads any more, and there. It ends here as soon as the host
-sees etcd. Machines with volumes are never placed elsewhere, so none of them runs twice.
+sees etcd. One with a volume is placed elsewhere only where somebody (a person, or the rule that its owner
+made) took a copy for the volume of a host that is lost; each of the two then has a volume of its own.
 
 Called by host.py alone.
 """
@@ -32,6 +37,15 @@ log = structlog.get_logger(__name__)
 
 FENCE_WAIT_S = 10.0
 STALE_STOP_S = 5.0
+
+
+def why_abandoned(claim: Machine, *, stale: bool, learned: bool) -> str:
+    """Why what an earlier flyd had begun for a machine is not finished; empty if it is."""
+    if stale:
+        return "the machine has been given to another host"
+    if claim.config.mounts and not learned:
+        return "etcd has not been heard since flyd's start: the machine's volume may be another host's by now"
+    return ""
 
 
 async def wait_fenced(mirror: Mirror, host: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -27,7 +28,7 @@ from flyd.machines.attempts import Attempts
 from flyd.machines.checks import Probe, checks_of, keep_checks
 from flyd.machines.decide import Decision, NoteExit, Nothing, Perform, Retire, Unclaimed, View, Wait, decide
 from flyd.machines.environment import Assignment
-from flyd.machines.fencing import ended_soon, stale_copies, wait_fenced
+from flyd.machines.fencing import ended_soon, stale_copies, wait_fenced, why_abandoned
 from flyd.machines.halts import Halts
 from flyd.machines.leftovers import free_leftovers
 from flyd.machines.operations import RUN_ID_BYTES, Job, Records, Tools, abandon, begin, execute, job_of
@@ -222,11 +223,9 @@ class HostLoop:
         return len(self._busy) - self._halts.count()
 
     async def _wait_wakeup(self, timeout_s: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(timeout_s, 0.0)):
                 await self._wakeup.wait()
-        except TimeoutError:
-            return
 
     async def _keep_leftovers_freed(self) -> None:
         """Give back, now and every RESYNC_S, places of machines that are not here and not to be."""
@@ -267,25 +266,26 @@ class HostLoop:
 
     async def _finish_open_runs(self, machine_id: str) -> None:
         while runs := self._open.get(machine_id):
-            if machine_id in self._stale:
-                abandon(self._tools, runs[0], "the machine has been given to another host")
+            job, stale = job_of(self._tools.run_log, runs[0]), machine_id in self._stale
+            if reason := why_abandoned(job.assignment.claim, stale=stale, learned=self._synced):
+                abandon(self._tools, runs[0], reason)
             await execute(self._tools, runs[0])
-            self._after_operation(machine_id, job_of(self._tools.run_log, runs[0]).operation)
+            self._after_operation(machine_id, job.operation)
             runs.pop(0)
         self._open.pop(machine_id, None)
 
     async def _step(self, machine_id: str) -> bool:
         """Decide once and carry it out; False when there is nothing (more) to do now."""
         observed = await self._driver.look(machine_id)
-        claim = self._claim(machine_id)
         view = View(
             host=self._host.name,
             now=self._clock.monotonic_s(),
             wall_s=self._clock.wall_s(),
-            claim=claim,
+            claim=self._claim(machine_id),
             record=self._records.get(machine_id),
             observed=observed,
             not_before=self._attempts.not_before(machine_id),
+            learned=self._synced,
         )
         decision: Decision = decide(view)
         self._keep_checks_of(machine_id)
