@@ -1,23 +1,24 @@
 """How long writes stop when a Postgres primary is lost in several ways, and whether any are lost.
 
-    python bench/failover.py [--trials N] [--patroni BIN]
+    python bench/failover.py [--trials N] [--faults NAME,NAME] [--patroni BIN]
 
 Three members on loopback, an etcd of three, no edge: this is the controller alone. For each fault N trials
 (default 3) on one cluster:
 
     host        SIGKILL of everything on the primary's host, so its peers get resets
-    frozen      SIGSTOP of the same, and SIGCONT once another has taken over
+    silent      its network is gone: packets from and to it vanish (bench/cables.py), until another leads
+    frozen      SIGSTOP of all of it, and SIGCONT once another leads
     postgres    SIGKILL of Postgres alone; its agent lives
     host+etcd   as `host`, together with etcd's leader
     switchover  no fault: the primary is asked to hand over
 
-One client inserts numbered rows; it asks all members at once for one that takes writes, and leaves one
-that has not answered for half a second. Another stays with the old primary whatever happens. The window is
-the longest pause between two acknowledgements to the first. At the end everything acknowledged is looked for.
+One client inserts numbered rows where they are taken, another stays with the old primary whatever happens
+(bench/clients.py). The window is the longest pause between two acknowledgements to the first. At the end
+everything acknowledged is looked for.
 
---patroni: the same with Patroni at its quickest settings, from an environment of its own (bench/patroni.py
-says how to make one), with the same Postgres, etcd and client; ratios are printed. Exit code 1 if a row is
-missing with ours, or an old primary of ours acknowledged one after its successor's first.
+--patroni: the same with Patroni at its quickest settings, from an environment of its own
+(scripts/patroni-env.sh makes one), with the same Postgres, etcd and client; ratios are printed. Exit code 1
+if a row is missing with ours, or an old primary of ours acknowledged one after its successor's first.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-
-import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import support
+from bench import cables, support
+from bench.cables import Cables
+from bench.clients import Ledger, connect_writable, stay, write
 from bench.patroni import run_patroni
 from bench.rig import Rig
 from pgha.processes import kill_all
@@ -47,18 +49,13 @@ from pgha.requests import request_switchover
 from tests.support.etcd import Member
 from tests.support.pgha import PASSWORD, PgCluster, run_pgha
 
-FAULTS = ("host", "frozen", "postgres", "host+etcd", "switchover")
+FAULTS = ("host", "silent", "frozen", "postgres", "host+etcd", "switchover")
 TRIALS = 3
 WARM_ACKS = 50
 AFTER_ACKS = 50
 WARM_S = 1.0
-INSERT_S = 0.5  # the client leaves a member that takes longer
-CONNECT_S = 1.0
-RETRY_S = 0.005
 FAILOVER_S = 90.0
 WHOLE_S = 120.0
-
-Connection = psycopg.AsyncConnection[tuple[object, ...]]
 
 
 class PghaRig:
@@ -72,6 +69,7 @@ class PghaRig:
         self.lost_etcd: Member | None = None
         self.etcd = cluster.etcd
         self.addresses = {node.name: node.address for node in cluster.nodes}
+        self.cables = Cables(self.addresses, cables.groups(self.addresses))
 
     async def wait_whole(self) -> str:
         """The primary, once everybody streams from it."""
@@ -98,92 +96,13 @@ class PghaRig:
         await self._cluster.node(node).start()
 
 
-class Ledger:
-    """What was acknowledged, when, and by whom."""
+@dataclass(frozen=True)
+class Found:
+    """What one rig's trials showed."""
 
-    def __init__(self) -> None:
-        self.numbers = 0
-        self.acks: list[tuple[int, float, str]] = []  # to the client that goes where writes are taken
-        self.stayed: list[tuple[int, float, str]] = []  # to those that stay with an old primary
-
-    def next(self) -> int:
-        """A number whose fate is unknown is not used again."""
-        self.numbers += 1
-        return self.numbers
-
-
-async def connect(rig: Rig, node: str) -> Connection:
-    """A session on one member."""
-    host, _, port = rig.addresses[node].rpartition(":")
-    return await psycopg.AsyncConnection.connect(
-        f"host={host} port={port} user=postgres dbname=postgres", password=rig.password, autocommit=True
-    )
-
-
-async def connect_writable(rig: Rig) -> tuple[str, Connection]:
-    """A session on the first member that is out of recovery; asks all at once."""
-
-    async def attempt(node: str) -> tuple[str, Connection] | None:
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                connection = await connect(rig, node)
-                row = await (await connection.execute("SELECT pg_is_in_recovery()")).fetchone()
-        except (psycopg.Error, OSError, TimeoutError):
-            return None
-        if row == (False,):
-            return node, connection
-        await connection.close()
-        return None
-
-    tasks = [asyncio.ensure_future(attempt(node)) for node in sorted(rig.addresses)]
-    try:
-        for done in asyncio.as_completed(tasks):
-            if (found := await done) is not None:
-                return found
-    finally:
-        for task in tasks:
-            task.cancel()
-    raise TimeoutError("nobody takes writes")
-
-
-async def write(rig: Rig, ledger: Ledger) -> None:
-    """The client: rows without pause, for ever."""
-    left: list[asyncio.Task[None]] = []  # inserts that nobody waits for: to cancel one would block
-    while True:
-        with contextlib.suppress(psycopg.Error, OSError, TimeoutError):
-            node, connection = await connect_writable(rig)
-            while True:
-                insert = asyncio.create_task(insert_one(connection, ledger, node))
-                if not (await asyncio.wait({insert}, timeout=INSERT_S))[0]:
-                    left.append(insert)
-                    insert.add_done_callback(forget)
-                    break
-                insert.result()
-        await asyncio.sleep(RETRY_S)
-
-
-def forget(insert: asyncio.Task[None]) -> None:
-    """Nobody waits for it any more: its end is no news."""
-    if not insert.cancelled():
-        insert.exception()
-
-
-async def insert_one(connection: Connection, ledger: Ledger, node: str) -> None:
-    """One row, noted when it is acknowledged."""
-    number = ledger.next()
-    await connection.execute("INSERT INTO rows VALUES (%s)", (number,))
-    ledger.acks.append((number, time.monotonic(), node))
-
-
-async def stay(rig: Rig, ledger: Ledger, node: str) -> None:
-    """The client that never leaves `node`."""
-    with contextlib.suppress(psycopg.Error, OSError):
-        connection = await connect(rig, node)
-        async with connection:
-            while True:
-                number = ledger.next()
-                await connection.execute("INSERT INTO rows VALUES (%s)", (number,))
-                ledger.stayed.append((number, time.monotonic(), node))
+    windows: dict[str, list[float]]  # by fault, seconds
+    lost: int  # acknowledged rows that are not there
+    late: int  # acknowledged by an old primary after its successor's first
 
 
 @asynccontextmanager
@@ -201,6 +120,8 @@ async def hurt(rig: Rig, fault: str, node: str) -> None:
     """Break the primary."""
     if fault == "frozen":
         rig.signal(node, signal.SIGSTOP)
+    elif fault == "silent":
+        rig.cables.cut(node)
     elif fault == "postgres":
         await rig.kill_postgres(node)
     elif fault == "host":
@@ -217,6 +138,8 @@ async def repair(rig: Rig, fault: str, node: str) -> None:
     """Bring back what `hurt` took."""
     if fault == "frozen":
         rig.signal(node, signal.SIGCONT)
+    elif fault == "silent":
+        rig.cables.mend()
     elif fault.startswith("host"):
         if rig.lost_etcd is not None:
             await rig.lost_etcd.start()
@@ -262,50 +185,68 @@ async def wait_acks(ledger: Ledger, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def measure(rig: Rig, trials: int) -> tuple[dict[str, list[float]], int, int]:
-    """Windows by fault, rows lost, late acknowledgements of old primaries."""
+async def measure(rig: Rig, faults: tuple[str, ...], trials: int) -> Found:
+    """All trials of each fault."""
     ledger = Ledger()
     await rig.wait_whole()
     async with (await connect_writable(rig))[1] as connection:
         await connection.execute("CREATE TABLE rows (n bigint PRIMARY KEY)")
-    windows: dict[str, list[float]] = {fault: [] for fault in FAULTS}
+    windows: dict[str, list[float]] = {fault: [] for fault in faults}
     late = 0
-    for fault in FAULTS:
-        for _ in range(trials):
-            window_s, late_here = await one_trial(rig, fault, ledger)
-            windows[fault].append(window_s)
-            late += late_here
-            print(f"{rig.name:8} {fault:10} window {window_s:6.2f} s", flush=True)
+    with cables.laid(rig.cables) if "silent" in faults else contextlib.nullcontext():
+        for fault in faults:
+            for _ in range(trials):
+                window_s, late_here = await one_trial(rig, fault, ledger)
+                windows[fault].append(window_s)
+                late += late_here
+                print(f"{rig.name:8} {fault:10} window {window_s:6.2f} s", flush=True)
     await rig.wait_whole()
     async with (await connect_writable(rig))[1] as connection:
         rows = await (await connection.execute("SELECT n FROM rows")).fetchall()
     acknowledged = {number for number, _, _ in ledger.acks + ledger.stayed}
-    return windows, len(acknowledged - {row[0] for row in rows}), late
+    return Found(windows, len(acknowledged - {row[0] for row in rows}), late)
 
 
-async def run(trials: int, patroni: str) -> int:
+async def run(faults: tuple[str, ...], trials: int, patroni: str) -> int:
     """Measure ours, then theirs."""
-    load = os.getloadavg()[0]
-    found: dict[str, tuple[dict[str, list[float]], int, int]] = {}
-    async with run_pgha(etcd_members=3) as cluster:
-        found["pgha"] = await measure(PghaRig(cluster), trials)
+    load, began_s = os.getloadavg()[0], time.monotonic()
+    found: dict[str, Found] = {}
+    first_group = cables.FIRST_GROUP if "silent" in faults else None
+    async with run_pgha(etcd_members=3, first_group=first_group) as cluster:
+        found["pgha"] = await measure(PghaRig(cluster), faults, trials)
     if patroni:
-        async with run_patroni(Path(patroni)) as rig:
-            found["patroni"] = await measure(rig, trials)
+        async with run_patroni(Path(patroni), first_group) as rig:
+            found["patroni"] = await measure(rig, faults, trials)
+    figures = tell(found)
+    took_s = time.monotonic() - began_s
+    print(f"took {took_s:.0f} s; load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after")
+    support.report("failover", figures, trials=trials, load=round(load, 1), took_s=round(took_s))
+    return 1 if found["pgha"].lost or found["pgha"].late else 0
+
+
+def tell(found: dict[str, Found]) -> dict[str, object]:
+    """Print what was found; the figures of it."""
     figures: dict[str, object] = {}
-    bad = 0
-    for name, (windows, lost, late) in found.items():
-        bad += (lost + late) if name == "pgha" else 0
-        print(f"\n{name}: {lost} acknowledged rows lost, {late} acknowledged by an old primary too late")
-        figures |= {f"{name}_lost": lost, f"{name}_late": late}
-        for fault, seconds in windows.items():
+    for name, this in found.items():
+        print(f"\n{name}: {this.lost} acknowledged rows lost")
+        print(f"  {this.late} rows acknowledged by an old primary after its successor's first")
+        figures |= {f"{name}_lost": this.lost, f"{name}_late": this.late}
+        for fault, seconds in this.windows.items():
             middle, most = statistics.median(seconds), max(seconds)
-            ratio = f"  {middle / statistics.median(found['pgha'][0][fault]):.1f} x pgha's" * (name != "pgha")
+            ours = found["pgha"].windows[fault]
+            ratio = f"  {middle / statistics.median(ours):5.1f} x pgha's" * (name != "pgha")
             print(f"  {fault:10} p50 {middle:6.2f} s  max {most:6.2f} s  of {len(seconds)}{ratio}")
             figures |= {f"{name}_{fault}_p50_s": round(middle, 2), f"{name}_{fault}_max_s": round(most, 2)}
-    print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after")
-    support.report("failover", figures, trials=trials, load=round(load, 1))
-    return 1 if bad else 0
+    return figures
+
+
+def chosen(text: str) -> tuple[str, ...]:
+    """Faults by name, in the order of the list above."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FAULTS:
+            raise argparse.ArgumentTypeError(f"no fault {name}; there are {', '.join(FAULTS)}")
+    return tuple(fault for fault in FAULTS if fault in names)
 
 
 def main() -> int:
@@ -313,9 +254,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=TRIALS, help=f"of each fault; default {TRIALS}")
+    parser.add_argument("--faults", type=chosen, default=FAULTS, metavar="NAME,NAME", help="only these")
     parser.add_argument("--patroni", default="", metavar="BIN", help="the patroni program, to compare with")
     arguments = parser.parse_args()
-    return asyncio.run(run(arguments.trials, arguments.patroni))
+    if "silent" in arguments.faults and (reason := cables.why_not()):
+        others = ",".join(fault for fault in FAULTS if fault != "silent")
+        sys.exit(f"the fault `silent` cannot be made here: {reason}. Without it: --faults {others}")
+    return asyncio.run(run(arguments.faults, arguments.trials, arguments.patroni))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Patroni as a rig for bench/failover.py: three members on loopback, tuned to its minimum, quorum commit.
 
-    /usr/bin/python3 -m venv /tmp/patroni && /tmp/patroni/bin/pip install 'patroni[etcd3]' 'psycopg[binary]'
-    python bench/failover.py --patroni /tmp/patroni/bin/patroni
-
-The environment's interpreter must be one that Postgres' user may run (not one below /root).
+    ./scripts/patroni-env.sh                 # makes the environment, prints the program's path
+    python bench/failover.py --patroni "$(./scripts/patroni-env.sh)"
 
 Settings: ttl 20, loop_wait 1, retry_timeout 3 (the least it takes), synchronous_mode quorum with one
 synchronous node, so that a commit waits for what ours waits for. All of it runs as Postgres' user.
@@ -15,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import tempfile
@@ -26,6 +25,8 @@ from typing import Any
 import httpx
 import psycopg
 
+from bench import cables
+from bench.cables import Cables
 from pgha.binaries import find_binaries
 from pgha.process_table import server_pids
 from pgha.processes import bound_command, give_tree, kill_all, unprivileged
@@ -42,7 +43,9 @@ class PatroniRig:
     name = "patroni"
     password = PASSWORD
 
-    def __init__(self, program: Path, root: Path, etcd: EtcdCluster, bin_dir: Path) -> None:
+    def __init__(
+        self, program: Path, root: Path, etcd: EtcdCluster, bin_dir: Path, first_group: int | None
+    ) -> None:
         self._program = program
         self._root = root
         self.etcd = etcd
@@ -50,6 +53,8 @@ class PatroniRig:
         port, api = free_ports(2)
         self._rest = {name: f"127.0.41.{n + 1}:{api}" for n, name in enumerate(NAMES)}
         self.addresses = {name: f"127.0.41.{n + 1}:{port}" for n, name in enumerate(NAMES)}
+        self.cables = Cables(self.addresses, cables.groups(NAMES))
+        self._first_group = first_group
         self._agents: dict[str, asyncio.subprocess.Process] = {}
         for name in NAMES:
             self._socket_dir(name).mkdir()  # of its own: all have the same port
@@ -104,12 +109,21 @@ class PatroniRig:
     async def start(self, node: str) -> None:
         """Its agent, as the unprivileged user."""
         command = bound_command(
-            (str(self._program), str(self._root / f"{node}.yml")), unprivileged(), signal.SIGKILL
+            (str(self._program), str(self._root / f"{node}.yml")), self._user(node), signal.SIGKILL
         )
         with (self._root / f"{node}.log").open("ab") as log:
             self._agents[node] = await asyncio.create_subprocess_exec(
                 *command, cwd=self._root, stdout=log, stderr=log, env=os.environ | {"HOME": str(self._root)}
             )
+
+    def _user(self, node: str) -> pwd.struct_passwd:
+        """Postgres' user, in the member's own group if it is to be told by that."""
+        user = unprivileged()
+        if self._first_group is None:
+            return user
+        fields = list(user)
+        fields[3] = self._first_group + NAMES.index(node)
+        return pwd.struct_passwd(fields)
 
     def _pids(self, node: str) -> list[int]:
         agent = self._agents.get(node)
@@ -161,13 +175,14 @@ class PatroniRig:
 
 
 @asynccontextmanager
-async def run_patroni(program: Path) -> AsyncGenerator[PatroniRig]:
+async def run_patroni(program: Path, first_group: int | None = None) -> AsyncGenerator[PatroniRig]:
     """A cluster from nothing; gone at the end."""
     root = Path(tempfile.mkdtemp(prefix="patroni-bench-"))
     root.chmod(0o755)
     try:
         async with run_etcd(3) as etcd:
-            rig = PatroniRig(program.absolute(), root, etcd, find_binaries("", unprivileged(), root))
+            bin_dir = find_binaries("", unprivileged(), root)
+            rig = PatroniRig(program.absolute(), root, etcd, bin_dir, first_group)
             give_tree(root, unprivileged())
             try:
                 for name in NAMES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Protocol
 
+from bench.cables import Cables
 from tests.support.etcd import EtcdCluster, Member
 
 
@@ -15,6 +16,7 @@ class Rig(Protocol):
     password: str  # of user postgres
     addresses: dict[str, str]  # node -> ip:port of its Postgres
     etcd: EtcdCluster
+    cables: Cables
     lost_etcd: Member | None  # killed, to be started again
 
     async def wait_whole(self) -> str:

@@ -47,6 +47,7 @@ class Node:
         self.name = name
         self.address = address
         self.directory = directory
+        self.group: int | None = None  # that the agent runs with; None: ours
         self._env = env
         self._agent: asyncio.subprocess.Process | None = None
 
@@ -54,7 +55,7 @@ class Node:
         """Start the agent."""
         with (self.directory.parent / f"{self.name}.log").open("ab") as log:
             self._agent = await asyncio.create_subprocess_exec(
-                str(PGHA), "run", env=os.environ | self._env, stdout=log, stderr=log
+                str(PGHA), "run", env=os.environ | self._env, stdout=log, stderr=log, group=self.group
             )
 
     @property
@@ -274,10 +275,12 @@ async def run_pgha(
     *,
     links: bool = False,
     more_env: Mapping[str, str] = NO_MORE,
+    first_group: int | None = None,
 ) -> AsyncGenerator[PgCluster]:
     """A cluster from nothing; all its processes are killed and its files removed at exit.
 
     With `links`, each agent reaches the first member of etcd, and only that, over a link that can be cut.
+    With `first_group`, the agents run with that group id and the ones that follow it (only as root).
     """
     root = Path(tempfile.mkdtemp(prefix="pgha-it-"))
     root.chmod(0o755)
@@ -307,6 +310,7 @@ async def run_pgha(
                 **more_env,
             }
             nodes.append(Node(node, f"127.0.40.{n + 1}:{port}", directory, env))
+            nodes[-1].group = None if first_group is None else first_group + n
         cluster = PgCluster(name, root, kv, etcd, nodes)
         cluster.links |= relays
         try:
