@@ -4,6 +4,9 @@ Odd is: our stream from it has ended, or its lease is overdue (LATE_S). As long 
 so nothing is asked, so in quiet times this costs nothing. What the answers are good for is decided in
 pgha/decide.py (`evidence`); this loop only keeps the series of bad ones, and wakes the agent.
 
+A primary whose WAL comes is not silent. So the agent is woken at the first question already, to look how far
+our WAL goes: what came before it says nothing, only what comes from then on.
+
 Made and run by pgha/agent.py.
 """
 
@@ -20,6 +23,7 @@ from pgha.ports import Lookout
 AGAIN_S = 0.03  # after a bad answer
 REASSURED_S = 0.3  # after a good one
 IDLE_S = 0.05  # at least this long between two looks at the lease
+LOOK_S = 0.1  # our WAL must have been looked at this soon after a question, or silence is not counted
 
 
 class Suspicion:
@@ -32,13 +36,21 @@ class Suspicion:
         self._records = records
         self._streaming = False
         self._flushed_lsn = 0
+        self._look_due = False  # what our WAL has grown by until the next look came before our question
+        self._looked_s = 0.0  # that look
+        self._heard_s = 0.0  # WAL came, by a later look
         self._wake = asyncio.Event()
         self.sighting = Sighting()
 
     def saw(self, status: Status) -> None:
         """Our own Postgres, as it was just observed: whoever sends us WAL is not silent."""
-        if status.streaming and status.flushed_lsn != self._flushed_lsn and self.sighting.silent_since_s:
-            self.sighting = Sighting(epoch=self.sighting.epoch)
+        now_s = self._clock.monotonic_s()
+        if self._look_due:
+            self._look_due, self._looked_s = False, now_s
+        elif status.streaming and status.flushed_lsn != self._flushed_lsn:
+            self._heard_s = now_s
+            if self.sighting.silent_since_s:
+                self.sighting = Sighting(epoch=self.sighting.epoch)
         self._streaming, self._flushed_lsn = status.streaming, status.flushed_lsn
 
     def lost_stream(self) -> None:
@@ -57,13 +69,25 @@ class Suspicion:
                 )
                 continue
             asked_s = self._clock.monotonic_s()
+            if not self.sighting.silent_since_s:
+                self._look_due = True
+                self._records.poke()
             answer = await self._lookout.ask(leader.address, SILENT_S)
+            if answer is Answer.SILENT and not self._no_wal_since(asked_s):
+                self.sighting = Sighting(epoch=leader.epoch)
+                await asyncio.sleep(AGAIN_S)
+                continue
             self.sighting = _continued(self.sighting, leader.epoch, answer, asked_s)
             if answer is Answer.ANSWERED:
                 await self._pause(REASSURED_S)
             else:
                 self._records.poke()
                 await asyncio.sleep(AGAIN_S)
+
+    def _no_wal_since(self, asked_s: float) -> bool:
+        """None came, and somebody has looked."""
+        looked = bool(self.sighting.silent_since_s) or asked_s <= self._looked_s <= asked_s + LOOK_S
+        return looked and self._heard_s < asked_s
 
     def _suspect(self) -> PostgresLeader | None:
         """The primary, if there is a reason to ask it."""
