@@ -59,7 +59,7 @@ class Agent:
         self._clock = clock
         self.records = self._records = ClusterRecords(config.cluster, kv, clock)
         self._term = Term(config.cluster, config.node, kv, clock, killer)
-        self._journal = Journal(config.cluster, config.node, kv, clock)
+        self.journal = self._journal = Journal(config.cluster, config.node, kv, clock)
         self._extensions = Extensions(config, kv, clock, self._records)
         self._acts = Acts(
             config, kv, postgres, clock, self._records, self._term, self._journal, self._extensions

@@ -12,18 +12,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from flyd.errors import InvalidInput, Refused, Unavailable
+from flyd.errors import FlydError, Refused, Unavailable
 from flyd.model import encode
-from flyd.ports import KV, Clock, Delete, Put, Unchanged
-from pgha import keys, pgconf, wal
+from flyd.ports import KV, Clock, Delete, Entropy, Put, Unchanged
+from pgha import archive_owner, keys, pgconf, wal
+from pgha.agent import Agent
 from pgha.model import AgentConfig, Backup
-from pgha.observe import ClusterRecords
 from pgha.pgconf import PostgresConfig
 from pgha.processes import Tools, give_tree, require_reachable, unprivileged
 
@@ -37,17 +36,29 @@ class Backups:
     """Takes a base backup while this member leads and one is wished for."""
 
     def __init__(
-        self, config: AgentConfig, server: PostgresConfig, kv: KV, clock: Clock, records: ClusterRecords
+        self,
+        config: AgentConfig,
+        server: PostgresConfig,
+        kv: KV,
+        clock: Clock,
+        entropy: Entropy,
+        agent: Agent,
     ) -> None:
         self._config = config
         self._server = server
         self._kv = kv
         self._clock = clock
-        self._records = records
+        self._entropy = entropy
+        self._records = agent.records
+        self._journal = agent.journal
 
     async def keep(self) -> None:
         """For ever; returns at once if there is no archive."""
-        while self._server.archive_dir:
+        if not self._server.archive_dir:
+            return
+        archive_owner.forget(Path(self._server.directory))
+        await self._owned()
+        while True:
             await asyncio.sleep(LOOK_S)
             leader, wish = self._records.leader(), self._records.backup_wish()
             if wish is None or leader is None or leader.node != self._config.node or not leader.serving:
@@ -56,6 +67,21 @@ class Backups:
                 await self._settle(wish, await self._taken(wish, leader.epoch))
             except Unavailable as error:  # of etcd: the same wish is seen again
                 log.warning("pgha.backup_unsettled", node=self._config.node, error=str(error))
+
+    async def _owned(self) -> None:
+        """Until the archive is known to be this cluster's: only then does anything go in."""
+        folder, said = Path(self._server.archive_dir), ""
+        while True:
+            try:
+                if (folder / "wal").exists():  # made with the first data directory
+                    mine = await archive_owner.token_of(self._kv, self._config.cluster, self._entropy)
+                    archive_owner.claim(folder, mine, Path(self._server.directory))
+                    return
+            except (Refused, Unavailable, OSError) as error:
+                if said != str(error):
+                    self._journal.record("postgres.archive_refused", _told(error))
+                said = str(error)
+            await asyncio.sleep(LOOK_S)
 
     async def _taken(self, wish: Backup, epoch: int) -> Backup:
         began_s = self._clock.wall_s()
@@ -121,31 +147,9 @@ def prepare(archive: Path) -> None:
     require_reachable(archive, user)
 
 
-def newest(archive: Path, before: str) -> Path:
-    """The data directory of the newest base backup that ended before that time (ISO 8601; empty: any)."""
-    limit_s = instant_s(before) if before else float("inf")
-    best: Backup | None = None
-    for path in sorted((archive / "base").glob("*.json")):
-        found = msgspec.json.decode(path.read_bytes(), type=Backup)
-        if found.finished_at_s <= limit_s and (best is None or found.finished_at_s > best.finished_at_s):
-            best = found
-    if best is None:
-        raise Refused(
-            f"no base backup in {archive} ended before {before or 'now'}",
-            hint="`fly postgres backup list` shows those that there are",
-        )
-    return archive / "base" / best.name
-
-
-def instant_s(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 time with its offset from UTC."""
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is None or when.tzinfo is None:
-        raise InvalidInput(f"{text!r} is no time", hint="for example 2026-11-23T21:04:05.678+00:00")
-    return when.timestamp()
+def _told(error: Exception) -> str:
+    hint = error.hint if isinstance(error, FlydError) else ""
+    return f"{error}: {hint}" if hint else str(error)
 
 
 def _size(path: Path) -> int:

@@ -11,6 +11,7 @@ pg/<cluster>/switchover          Switchover      the API; removed by who carries
 pg/<cluster>/pause               Pause           the API, which removes it, too
 pg/<cluster>/backup              Backup          the API; the primary takes it and removes the key
 pg/<cluster>/backups/<name>      Backup          the primary that took it, or failed to
+pg/<cluster>/archive_owner       ArchiveOwner    the first member whose archive is ready; never changed
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from flyd.store.keys import PG, postgres_leader, postgres_members
 
 __all__ = [
+    "archive_owner",
     "backup",
     "backup_wish",
     "backups",
@@ -100,6 +102,11 @@ def backups(name: str) -> str:
 def backup(name: str, backup_name: str) -> str:
     """One base backup."""
     return backups(name) + backup_name
+
+
+def archive_owner(name: str) -> str:
+    """Whose the archive is."""
+    return f"{PG}{name}/archive_owner"
 
 
 def pause(name: str) -> str:

@@ -23,7 +23,7 @@ import structlog
 from flyd.errors import FlydError, InvalidInput
 from flyd.identity.credentials import Credentials
 from flyd.store.etcd import EtcdKV
-from flyd.store.system import SystemClock
+from flyd.store.system import SystemClock, SystemEntropy
 from pgha.agent import Agent
 from pgha.backups import Backups
 from pgha.binaries import find_binaries
@@ -108,7 +108,7 @@ async def _run(env: Mapping[str, str]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.retire)
-    backups = Backups(config, server, kv, SystemClock(), agent.records)
+    backups = Backups(config, server, kv, SystemClock(), SystemEntropy(), agent)
     try:
         async with asyncio.TaskGroup() as group:
             taking = group.create_task(backups.keep(), name="pgha-backups")

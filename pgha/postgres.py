@@ -23,7 +23,8 @@ from pathlib import Path
 
 from flyd.errors import InvariantBroken, Refused, Unavailable
 from pgha import backups, newdata, pgconf, wal
-from pgha.archive import push_command
+from pgha.archive import push_command, push_script
+from pgha.archive_owner import owned_file
 from pgha.exits import Exits
 from pgha.model import Data, DataState, Position, Replica, Status
 from pgha.pgconf import PostgresConfig
@@ -345,11 +346,18 @@ class RealPostgres:
             port=config.port,
             socket_dir=config.socket_dir,
             primary_conninfo=conninfo,
-            archive_command=push_command(Path(config.archive_dir) / "wal", config.node)
-            if config.archive_dir
-            else "",
+            archive_command=self._archive_command(),
         )
         self._write(self._data / "pgha.conf", text)
+
+    def _archive_command(self) -> str:
+        """Written anew with the configuration that names it; empty without an archive."""
+        config, script = self._config, self._base / "archive.sh"
+        if not config.archive_dir:
+            return ""
+        folder, owned = Path(config.archive_dir) / "wal", owned_file(self._base)
+        self._write(script, push_script(folder, config.node, owned, wal.SEGMENT_BYTES))
+        return push_command(script)
 
     def _reload(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -14,7 +12,8 @@ import psycopg
 import pytest
 
 from flyd.errors import InvalidInput, Refused
-from pgha import archive, backups
+from pgha import archive_owner, archived, backups
+from pgha.archive_owner import ArchiveOwner
 from pgha.binaries import find_binaries
 from pgha.model import Backup
 from pgha.pgconf import PostgresConfig
@@ -68,6 +67,17 @@ async def site() -> AsyncIterator[Site]:
     shutil.rmtree(root)
 
 
+async def owned(member: RealPostgres, config: PostgresConfig) -> None:
+    """A new data directory, and its archive is its cluster's."""
+    await member.initialise()
+    claim(config)
+
+
+def claim(config: PostgresConfig) -> None:
+    folder = Path(config.archive_dir)
+    archive_owner.claim(folder, ArchiveOwner(cluster=folder.name, token="t"), Path(config.directory))
+
+
 async def ready(member: RealPostgres) -> None:
     async with asyncio.timeout(WAIT_S):
         while not ((status := await member.status()).ready and status.idle):
@@ -95,7 +105,7 @@ async def write(config: PostgresConfig, numbers: Sequence[int]) -> str:
     return await ask(config, "SELECT to_char(clock_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US')") + "+00:00"
 
 
-async def archived(config: PostgresConfig) -> None:
+async def all_archived(config: PostgresConfig) -> None:
     """All that was written is in the archive."""
     name = await ask(config, "SELECT pg_walfile_name(pg_current_wal_lsn())")
     await ask(config, "SELECT pg_switch_wal()")
@@ -120,7 +130,7 @@ async def restored(site: Site, name: str, to: str) -> list[int]:
 async def test_any_instant_can_be_restored_also_across_a_failover(site: Site) -> None:
     old = site.config("pg-1", "old")
     first = site.member(old)
-    await first.initialise()
+    await owned(first, old)
     await first.start()
     await ready(first)
     await first.promote(2)
@@ -135,6 +145,7 @@ async def test_any_instant_can_be_restored_also_across_a_failover(site: Site) ->
 
     new = site.config("pg-2", "old")
     second = site.member(new)
+    claim(new)
     await second.copy(f"127.0.0.1:{old.port}")
     await second.start()
     await ready(second)
@@ -147,7 +158,7 @@ async def test_any_instant_can_be_restored_also_across_a_failover(site: Site) ->
     await second.promote(3)
     three = await write(new, range(20, 30))
     await write(new, range(30, 40))
-    await archived(new)
+    await all_archived(new)
 
     rows = await asyncio.gather(
         restored(site, "x", one),
@@ -168,42 +179,8 @@ async def refused(site: Site, before: str) -> None:
         await site.member(used).initialise()
 
 
-def as_postgres(command: str, name: str, path: Path) -> int:
-    """Run it as Postgres would."""
-    for placeholder, text in (("%f", name), ("%p", str(path)), ("%%", "%")):
-        command = command.replace(placeholder, text)
-    return subprocess.run(["sh", "-c", command], check=False).returncode
-
-
-def test_an_archived_name_has_one_content_for_ever(tmp_path: Path) -> None:
-    source, back, wal = tmp_path / "segment", tmp_path / "back", tmp_path / "w %al"
-    wal.mkdir()
-    push, fetch = archive.push_command(wal, "pg-1"), archive.fetch_command(wal)
-    source.write_bytes(b"one")
-    assert as_postgres(push, "S", source) == 0
-    assert as_postgres(push, "S", source) == 0
-    for other in (b"two", b"longer", b"on"):
-        source.write_bytes(other)
-        assert as_postgres(push, "S", source) != 0
-    assert [p.name for p in wal.iterdir()] == ["S"]
-    assert as_postgres(fetch, "S", back) == 0
-    assert back.read_bytes() == b"one"
-    assert as_postgres(fetch, "T", back) != 0
-
-
-def test_members_that_archive_at_once_agree(tmp_path: Path) -> None:
-    source, wal = tmp_path / "segment", tmp_path / "wal"
-    source.write_bytes(os.urandom(3 << 20))
-    wal.mkdir()
-    command = archive.push_command(wal, "pg-1").replace("%f", "S").replace("%p", str(source))
-    pushes = [subprocess.Popen(["sh", "-c", command]) for _ in range(4)]
-    assert [push.wait() for push in pushes] == [0] * 4
-    assert [p.name for p in wal.iterdir()] == ["S"]
-    assert (wal / "S").read_bytes() == source.read_bytes()
-
-
 def test_an_instant_has_an_offset() -> None:
-    assert backups.instant_s("1970-01-01T01:00:00+01:00") == 0
+    assert archived.instant_s("1970-01-01T01:00:00+01:00") == 0
     for text in ("yesterday", "2026-11-23T21:00:00"):
         with pytest.raises(InvalidInput):
-            backups.instant_s(text)
+            archived.instant_s(text)
