@@ -1,0 +1,62 @@
+"""Random faults, one after the other: each is healed, and what it hurt has recovered, before the next.
+
+Which one, and upon whom, comes from a seed; when, from the cluster: nothing here waits for a time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Hurt = Callable[[], Awaitable[None]]
+"""Does harm, heals it, and returns when all is as before."""
+
+
+class Harm(NamedTuple):
+    """A fault that was done, from its beginning until all was as before."""
+
+    name: str
+    began_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and by which dice."""
+
+    minutes: float
+    seed: int
+
+    @staticmethod
+    def from_environment(default_minutes: float) -> Plan:
+        """FLY_HISTORY_MINUTES and FLY_HISTORY_SEED; without a seed a new one, which is printed."""
+        minutes = float(os.environ.get("FLY_HISTORY_MINUTES", default_minutes))
+        seed = int(os.environ.get("FLY_HISTORY_SEED", secrets.randbelow(10**6)))
+        print(f"\nFLY_HISTORY_SEED={seed} FLY_HISTORY_MINUTES={minutes:g}", flush=True)
+        return Plan(minutes, seed)
+
+
+async def hurt(plan: Plan, faults: Mapping[str, Hurt], chance: random.Random, kinds: int) -> list[Harm]:
+    """All faults in a random order, again and again, until the time is over and `kinds` kinds were done."""
+    until_s = time.monotonic() + plan.minutes * 60
+    done: list[Harm] = []
+    while True:
+        for name in chance.sample(sorted(faults), len(faults)):
+            if time.monotonic() > until_s and len(counted(done)) >= kinds:
+                return done
+            began_ns = time.monotonic_ns()
+            print(f"  {name} ...", end="", flush=True)
+            await faults[name]()
+            done.append(Harm(name, began_ns, time.monotonic_ns()))
+            print(f" {(done[-1].ended_ns - began_ns) / 1e9:.1f} s", flush=True)
+
+
+def counted(done: list[Harm]) -> Counter[str]:
+    """How many of each kind."""
+    return Counter(harm.name for harm in done)

@@ -1,0 +1,185 @@
+"""One history: clients in places, what they wrote down, and what the checker says of it.
+
+A place is where clients run and how they reach the database: this machine, or a host that may die. Every
+function here waits; an event loop calls them by `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from integration.cluster import wait_for
+from integration.histories import edn
+from integration.histories.checker import Report, check
+from integration.histories.model import Append, Event, Transaction, transactions
+
+ROOT = Path(__file__).parent.parent.parent
+KEPT = ROOT / "build" / "histories"  # each test's newest
+END_S = 30.0  # for a client's last transaction
+ACK_S = 60.0
+
+
+class Place(Protocol):
+    """Where a client may run."""
+
+    @property
+    def uri(self) -> str:
+        """The database, as seen from there."""
+        ...
+
+    def command(self, *words: str) -> tuple[str, ...]:
+        """What runs a command there, in this checkout, with the caller's standard input and output."""
+        ...
+
+    def file(self, name: str) -> str:
+        """A path there that outlives what may happen to the place."""
+        ...
+
+    def text(self, file: str) -> str:
+        """What is in it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """This machine."""
+
+    uri: str
+    folder: Path
+
+    def command(self, *words: str) -> tuple[str, ...]:
+        """As it is."""
+        return words
+
+    def file(self, name: str) -> str:
+        """In the history's folder."""
+        return str(self.folder / name)
+
+    def text(self, file: str) -> str:
+        """Read it."""
+        return Path(file).read_text()
+
+
+class Launch:
+    """A client at work in a place."""
+
+    def __init__(self, place: Place, number: int, said: Path, words: Iterable[str]) -> None:
+        self.place = place
+        self.file = place.file(f"launch-{number}.edn")
+        self._said = said
+        self.began_ns = time.monotonic_ns()
+        client = (sys.executable, "-m", "integration.histories.client", place.uri, self.file)
+        with said.open("w") as out:
+            self._process = subprocess.Popen(
+                place.command(*client, *words), stdin=subprocess.PIPE, stdout=out, cwd=ROOT
+            )
+
+    def acked_ns(self) -> int:
+        """When an append was last acknowledged; 0 if none was."""
+        lines = self._said.read_text().split("\n")[:-1]
+        return int(lines[-1]) if lines else 0
+
+    def end(self) -> None:
+        """Let it finish its transactions; if its place died under it, it has ended already."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(END_S)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self._process.poll() is not None
+
+    @property
+    def code(self) -> int | None:
+        """How it ended."""
+        return self._process.returncode
+
+
+class Recording:
+    """The clients of one history and its folder."""
+
+    def __init__(self, name: str, seed: int, isolation: str = "SERIALIZABLE") -> None:
+        self.seed = seed
+        self.table = f"lists_{secrets.token_hex(4)}"
+        self.folder = KEPT / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.iterdir():
+            old.unlink()
+        self._isolation = isolation
+        self._launches: list[Launch] = []
+        self._numbers = itertools.count(1)
+
+    def launch(self, place: Place, *words: str) -> Launch:
+        """Begin a client."""
+        number = next(self._numbers)
+        options = (f"--table={self.table}", f"--launch={number}", f"--isolation={self._isolation}")
+        said = self.folder / f"launch-{number}.said"
+        made = Launch(place, number, said, (*options, f"--seed={self.seed}", *words))
+        self._launches.append(made)
+        return made
+
+    def wait_acks(self) -> None:
+        """Return once every client that runs has had an append acknowledged that began after this did."""
+        now_ns = time.monotonic_ns()
+        at_work = [launch for launch in self._launches if not launch.ended]
+        assert at_work, "no client runs"
+        for launch in at_work:
+            wait_for(lambda launch=launch: launch.acked_ns() > now_ns, f"{launch.file} goes on", ACK_S)
+
+    def finish(self, reader: Place) -> History:
+        """End all clients, read every key once more, and put it all in one file."""
+        for launch in self._launches:
+            launch.end()
+        events = [event for launch in self._launches for event in self._events(launch)]
+        keys = max((step.key for event in events for step in event.steps), default=0)
+        last = self.launch(reader, f"--read={keys}")
+        last.end()
+        events += self._events(last)
+        path = self.folder / "history.edn"
+        edn.write(path, events)
+        assert last.code == 0, f"the last read failed; what there is: {path}"
+        for rest in list(self.folder.glob("launch-*")):
+            rest.unlink()
+        return History(path, transactions(events))
+
+    def _events(self, launch: Launch) -> list[Event]:
+        copy = self.folder / Path(launch.file).name
+        text = launch.place.text(launch.file)
+        copy.write_text(text)
+        return edn.read(copy)
+
+
+class History:
+    """A finished history and the checker's verdict."""
+
+    def __init__(self, path: Path, done: list[Transaction]) -> None:
+        self.path = path
+        self.report: Report = check(done)
+        acked = sorted(t.ended_ns for t in done if t.ended_ns and t.outcome == "ok" and _appends(t))
+        self.pause_s = max((b - a for a, b in itertools.pairwise(acked)), default=0) / 1e9
+        self.acked = len(acked)
+
+    def summary(self, seed: int, faults: Counter[str]) -> str:
+        """One line for a person."""
+        outcomes, kinds = self.report.outcomes, self.report.kinds()
+        hurt = ", ".join(f"{name} {count}" for name, count in sorted(faults.items())) or "none"
+        found = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items())) or "none"
+        if "stale" in kinds:
+            found += f" (by up to {self.report.stalest_s():.2f} s)"
+        ended = f"{outcomes['ok']} ok, {outcomes['fail']} failed, {outcomes['info']} unknown"
+        pause = f"longest pause {self.pause_s:.2f} s"
+        return f"history, seed {seed}: {ended}; faults: {hurt}; {pause}; anomalies: {found}; {self.path}"
+
+
+def _appends(t: Transaction) -> bool:
+    return any(isinstance(step, Append) for step in t.steps)
