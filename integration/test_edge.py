@@ -259,7 +259,7 @@ async def test_a_database_session_ends_when_the_leader_changes_and_new_ones_wait
     async with site() as here, backend("old") as old, backend("new") as new:
         database = Database(here)
         database.leader(7, old, serving=True)
-        await here.edge.wait_stat("listener_manager.listener_create_success", 2)
+        await here.edge.wait_stat("listener_manager.listener_create_success", 3)
         reader, writer = await asyncio.open_connection("127.0.0.1", database.port)
         writer.write(b"select 1")
         assert await reader.read(100) == b"select 1"
@@ -281,7 +281,7 @@ async def test_a_session_opened_before_serving_is_not_cut_by_serving() -> None:
     async with site() as here, backend("one") as one:
         database = Database(here)
         database.leader(3, one, serving=False)
-        await here.edge.wait_stat("listener_manager.listener_create_success", 2)
+        await here.edge.wait_stat("listener_manager.listener_create_success", 3)
         sessions = [asyncio.get_running_loop().create_task(say(database.port, b"x")) for _ in range(5)]
         await here.edge.wait_stat("cluster.db/postgres.upstream_cx_connect_fail", 5)
         database.leader(3, one, serving=True)

@@ -9,8 +9,11 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from flyd.postgres.clusters import FIRST_PORT
+from flyd.v1 import postgres_pb2, postgres_pb2_grpc
 from integration.cluster import REGIONS, Cluster, ended, tiny_app, wait_for
 
 pytestmark = pytest.mark.timeout(180)
@@ -228,6 +231,21 @@ def test_secrets(cluster: Cluster, trio: Path) -> None:
     assert "TOKEN" not in env
 
 
+def nearest_members(cluster: Cluster) -> dict[str, bool]:
+    """By region: whether the port for reads leads to that region's own member."""
+    addresses = {machine["region"]: machine["private_ip"] for machine in cluster.machines("chat-db")}
+    found: dict[str, bool] = {}
+    for region in REGIONS:
+        service = postgres_pb2_grpc.PostgresServiceStub(cluster.channel(region))
+        uri = service.GetConnection(postgres_pb2.GetConnectionRequest(cluster_name="chat-db")).uri
+        endpoint = f":{FIRST_PORT}/"
+        assert endpoint in uri
+        with psycopg.connect(uri.replace(endpoint, f":{FIRST_PORT + 1}/")) as session:
+            where = session.execute("SELECT host(inet_server_addr())").fetchone()
+        found[region] = where == (addresses[region],)
+    return found
+
+
 def test_postgres(cluster: Cluster) -> None:
     before = cluster.fly("postgres", "status", "-a", "chat-db", "--json").json()
     assert before["serving"]
@@ -242,6 +260,7 @@ def test_postgres(cluster: Cluster) -> None:
             api=cluster.api(region),
         )
         assert ran.out == "f\n"
+    wait_for(lambda: nearest_members(cluster) == dict.fromkeys(REGIONS, True), "reads stay in the region")
     assert target in cluster.fly("postgres", "status", "-a", "chat-db").out
     assert "postgres.promoted" in cluster.fly("incidents", "list", "-a", "chat-db").out
     said = cluster.fly.refused(3, "postgres", "failover", "-a", "chat-db", "--target", "nobody")

@@ -63,7 +63,8 @@ def create(
     if json_output:
         emit(made)
     else:
-        done(f"Postgres {name} takes writes; endpoint port {made.endpoint_port} on every host")
+        port = made.endpoint_port
+        done(f"Postgres {name} takes writes: port {port} on every host; reads near you: port {port + 1}")
 
 
 @postgres.command(epilog="Example: fly postgres attach chat-db --app chat")

@@ -22,6 +22,7 @@ from flyd.model import Check, Concurrency
 
 CONNECT_TIMEOUT = "1s"
 CHECK_INTERVAL = "1s"
+POSTGRES_CHECK_INTERVAL = "5s"  # each costs a Postgres a process
 TCP_CHECK_TIMEOUT = "2s"
 CHECK_TIMEOUT_MIN_S = 0.1
 CHECK_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH")
@@ -35,6 +36,17 @@ UPSTREAM_IDLE = "4s"  # below the keep-alive of common servers (5 s), so that we
 STREAM_IDLE = "3600s"
 KEEPALIVE: Body = {"keepalive_time": 5, "keepalive_interval": 5, "keepalive_probes": 3}
 REQUEST_HEADERS_TIMEOUT = "60s"
+EJECTION: Body = {
+    "split_external_local_origin_errors": True,
+    "consecutive_local_origin_failure": LOCAL_FAILURES_TO_EJECT,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_success_rate": 0,
+    "enforcing_local_origin_success_rate": 0,
+    "interval": "1s",
+    "base_ejection_time": EJECTION_TIME,
+    "max_ejection_time": MAX_EJECTION_TIME,
+    "max_ejection_percent": 100,
+}
 UNLIMITED = 1_000_000  # Envoy's own limits are 1,024 connections and 3 retries a cluster
 POSTGRES_CONNECT_ATTEMPTS = 60  # with the back-off below about 8 s: longer than a take-over
 POSTGRES_RETRY_MIN = "0.050s"
@@ -129,17 +141,7 @@ def service_cluster(name: str, checks: tuple[Check, ...], concurrency: Concurren
         "lb_policy": "LEAST_REQUEST",
         "health_checks": [_health_check(checks)],
         "circuit_breakers": thresholds,
-        "outlier_detection": {
-            "split_external_local_origin_errors": True,
-            "consecutive_local_origin_failure": LOCAL_FAILURES_TO_EJECT,
-            "enforcing_consecutive_5xx": 0,
-            "enforcing_success_rate": 0,
-            "enforcing_local_origin_success_rate": 0,
-            "interval": "1s",
-            "base_ejection_time": EJECTION_TIME,
-            "max_ejection_time": MAX_EJECTION_TIME,
-            "max_ejection_percent": 100,
-        },
+        "outlier_detection": EJECTION,
         # A machine that is cordoned or stopping leaves at once, though its checks still pass.
         "ignore_health_on_host_removal": True,
     }
@@ -161,6 +163,18 @@ def postgres_cluster(name: str) -> Body:
         "circuit_breakers": {
             "thresholds": [{"max_connections": UNLIMITED, "max_pending_requests": UNLIMITED}]
         },
+    }
+
+
+def postgres_read_cluster(name: str) -> Body:
+    """The members that reads may go to: one that cannot be reached is left for the next nearest."""
+    check = {**_health_check(()), "interval": POSTGRES_CHECK_INTERVAL}
+    check["no_traffic_interval"] = POSTGRES_CHECK_INTERVAL
+    return {
+        **postgres_cluster(name),
+        "health_checks": [check],
+        "outlier_detection": EJECTION,
+        "ignore_health_on_host_removal": True,
     }
 
 
@@ -234,11 +248,11 @@ def tcp_listener(name: str, address: str, port: int, cluster: str) -> Body:
     return _listener(name, address, port, "tcp", proxy)
 
 
-def postgres_listener(name: str, address: str, port: int, cluster: str, epoch: int) -> Body:
-    """The port that follows a Postgres primary.
+def postgres_listener(name: str, address: str, port: int, cluster: str, chain: str) -> Body:
+    """The port that follows a Postgres primary, or the one for reads.
 
-    The filter chain carries the epoch in its name: with a new epoch Envoy replaces the
-    chain and closes what it had accepted for the old one, at once (`--drain-time-s 0`),
+    The primary's filter chain carries the epoch in its name: with a new epoch Envoy replaces
+    the chain and closes what it had accepted for the old one, at once (`--drain-time-s 0`),
     which removing an endpoint would not do. While no primary serves, new connections are
     held and tried again instead of refused, so that a client's pool comes back the moment
     the new primary opens and not after its own back-off.
@@ -252,7 +266,7 @@ def postgres_listener(name: str, address: str, port: int, cluster: str, epoch: i
         max_connect_attempts=POSTGRES_CONNECT_ATTEMPTS,
         backoff_options={"base_interval": POSTGRES_RETRY_MIN, "max_interval": POSTGRES_RETRY_MAX},
     )
-    return _listener(name, address, port, f"epoch-{epoch}", proxy)
+    return _listener(name, address, port, chain, proxy)
 
 
 # --------------------------------------------------------------------------- routes

@@ -14,7 +14,7 @@ import asyncio
 from flyd.edge.resources import EdgeConfig
 from flyd.edge.routes import EdgeView, edge_config
 from flyd.edge.xds import AdsServer
-from flyd.model import App, AppKind, Host, Machine, MachineStatus, PostgresLeader
+from flyd.model import App, AppKind, Host, Machine, MachineStatus, PostgresLeader, PostgresMember
 from flyd.store import keys
 from flyd.store.mirror import Mirror
 
@@ -51,12 +51,20 @@ def edge_view(host: Host, mirror: Mirror) -> EdgeView:
         machines=tuple(v.value for v in mirror.list(keys.MACHINES, Machine)),
         statuses={v.value.id: v.value for v in mirror.list(keys.STATUS, MachineStatus)},
         leaders=_leaders(mirror, apps),
+        members={name: _members(mirror, name) for name in _clusters(apps)},
     )
 
 
+def _clusters(apps: tuple[App, ...]) -> list[str]:
+    return [app.name for app in apps if app.kind is AppKind.POSTGRES]
+
+
+def _members(mirror: Mirror, cluster: str) -> tuple[PostgresMember, ...]:
+    return tuple(v.value for v in mirror.list(keys.postgres_members(cluster), PostgresMember))
+
+
 def _leaders(mirror: Mirror, apps: tuple[App, ...]) -> dict[str, PostgresLeader]:
-    clusters = [app.name for app in apps if app.kind is AppKind.POSTGRES]
-    found = ((name, mirror.get(keys.postgres_leader(name), PostgresLeader)) for name in clusters)
+    found = ((name, mirror.get(keys.postgres_leader(name), PostgresLeader)) for name in _clusters(apps))
     return {name: leader.value for name, leader in found if leader is not None}
 
 

@@ -3,7 +3,8 @@
 Owns the rules of routing:
 - an application's HTTP service answers to <app>, <app>.localhost, <app>.internal and
   <app>.flycast on the host's one HTTP port; a service port without handlers is raw TCP on
-  the host's own address; a Postgres application's endpoint port follows its primary;
+  the host's own address; a Postgres application's endpoint port follows its primary, and the
+  port after it leads to the nearest member that is up to date, for reads;
 - a machine is routed to while it is to be started, not cordoned, and its host last said
   that it runs and passes the checks that gate routing. Whether that host is alive now is
   deliberately not asked: losing flyd or etcd must not move traffic, and Envoy itself finds
@@ -30,6 +31,7 @@ from flyd.model import (
     Machine,
     MachineStatus,
     PostgresLeader,
+    PostgresMember,
     Service,
     ServicePort,
     Value,
@@ -38,16 +40,18 @@ from flyd.network.regions import nearest_first
 
 DOMAINS = ("{app}", "{app}.localhost", "{app}.internal", "{app}.flycast")
 PREFERRED_HTTP_PORTS = (80, 443)
+NOWHERE: list[tuple[str, list[Body]]] = [("", [{"endpoint": {"address": envoy.NOWHERE}}])]
 
 
 class EdgeView(Value, frozen=True, kw_only=True):
-    """All that the edge of `host` depends on. Statuses by machine id, leaders by application."""
+    """All that the edge of `host` depends on. Statuses by machine id, leaders and members by application."""
 
     host: Host
     apps: tuple[App, ...] = ()
     machines: tuple[Machine, ...] = ()
     statuses: dict[str, MachineStatus] = {}
     leaders: dict[str, PostgresLeader] = {}
+    members: dict[str, tuple[PostgresMember, ...]] = {}
 
 
 class _Part(Value, frozen=True, kw_only=True):
@@ -179,20 +183,43 @@ def is_routed(machine: Machine, status: MachineStatus | None) -> bool:
 
 
 def _postgres(view: EdgeView, app: App) -> Iterable[_Part]:
-    """The endpoint of a Postgres application: the primary while it serves, else nowhere."""
+    """The endpoints of a Postgres application: its primary while it serves, and the nearest member."""
     if not app.endpoint_port:
         return
-    name = f"{app.name}/postgres"
     leader = view.leaders.get(app.name)
-    address: Body = envoy.NOWHERE
-    if leader is not None and leader.serving:
-        ip, _, port = leader.address.rpartition(":")
-        address = envoy.socket_address(ip, int(port))
-    epoch = leader.epoch if leader is not None else 0
+    serving = leader if leader is not None and leader.serving else None
+    name, address = f"{app.name}/postgres", view.host.address
+    primary = [("", [_database(serving.address)])] if serving is not None else []
+    chain = f"epoch-{leader.epoch if leader is not None else 0}"
     yield _Part(
         cluster=resource(name, envoy.postgres_cluster(name)),
-        endpoints=resource(name, envoy.assignment(name, [("", [{"endpoint": {"address": address}}])])),
-        listener=resource(
-            name, envoy.postgres_listener(name, view.host.address, app.endpoint_port, name, epoch)
-        ),
+        endpoints=resource(name, envoy.assignment(name, primary or NOWHERE)),
+        listener=resource(name, envoy.postgres_listener(name, address, app.endpoint_port, name, chain)),
     )
+    reads, places = f"{app.name}/reads", _read_places(view, app)
+    yield _Part(
+        cluster=resource(reads, envoy.postgres_read_cluster(reads)),
+        endpoints=resource(reads, envoy.assignment(reads, places or NOWHERE)),
+        listener=resource(reads, envoy.postgres_listener(reads, address, app.read_port, reads, "reads")),
+    )
+
+
+def _read_places(view: EdgeView, app: App) -> list[tuple[str, list[Body]]]:
+    """The members that have what the primary has, or are it, nearest region first.
+
+    While nobody serves, replicas that last said they stream in the present epoch still do.
+    """
+    leader = view.leaders.get(app.name)
+    places: dict[str, list[Body]] = {}
+    for member in sorted(view.members.get(app.name, ()), key=lambda m: m.node):
+        if leader is None or member.epoch != leader.epoch:
+            continue
+        is_primary = leader.serving and member.node == leader.node
+        if is_primary or (member.role == "replica" and member.streaming):
+            places.setdefault(member.region, []).append(_database(member.address))
+    return [(region, places[region]) for region in nearest_first(view.host.region, places)]
+
+
+def _database(address: str) -> Body:
+    ip, _, port = address.rpartition(":")
+    return {"endpoint": {"address": envoy.socket_address(ip, int(port))}}

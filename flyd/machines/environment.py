@@ -3,7 +3,8 @@
 Owns the reserved variables (FLY_*, PRIMARY_REGION, PORT), their order (secrets over env,
 reserved names over both), and three rewritings:
 
-- `<postgres app>.internal:5432` becomes this host's endpoint that follows the primary;
+- `<postgres app>.internal:5432` becomes this host's endpoint that follows the primary, and
+  port 5433 the one that leads to the nearest member, for reads;
 - `$NAME` and `${NAME}` in command words become the machine's own variables (no shell);
 - under the process driver, which has no containers, a mount's path in the machine becomes
   the volume's path on the host.
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from flyd.model import Host, Machine, MachineSpec, Value
 
 POSTGRES_PORT = 5432
+READ_PORT = POSTGRES_PORT + 1
 SOURCE_PREFIX = "source:sha256:"
 PROCESS_DRIVER = "process"
 RUN_AS = "run_as"  # metadata: the user a machine runs as
@@ -43,7 +45,7 @@ class Assignment(Value, frozen=True, kw_only=True):
     primary_region: str
     secrets: dict[str, str] = {}
     volumes: tuple[VolumeGrant, ...] = ()
-    databases: dict[str, int] = {}  # Postgres app -> the port of its endpoint on every host
+    databases: dict[str, int] = {}  # Postgres app -> its endpoint's port on every host; reads: the next one
 
 
 def source_digest(image: str) -> str:
@@ -105,8 +107,9 @@ def reserved(assignment: Assignment) -> dict[str, str]:
 def _localise(text: str, assignment: Assignment, host: Host, mounts: Mapping[str, str]) -> str:
     """Put this host's own addresses and paths where the machine's names stand."""
     for name, port in sorted(assignment.databases.items()):
-        pattern = rf"(?<![\w.-]){re.escape(name)}\.internal:{POSTGRES_PORT}(?!\d)"
-        text = re.sub(pattern, f"{host.address}:{port}", text)
+        for named, own in ((POSTGRES_PORT, port), (READ_PORT, port + 1)):
+            pattern = rf"(?<![\w.-]){re.escape(name)}\.internal:{named}(?!\d)"
+            text = re.sub(pattern, f"{host.address}:{own}", text)
     if not mounts:
         return text
     # One pass over all mounts, longest path first: a host path may itself contain a mount's path.

@@ -136,6 +136,11 @@ class App(Value, frozen=True, kw_only=True):
     endpoint_port: int = 0  # Postgres: the port, on every host's own address, that follows the primary
     network: str = ""  # machines of one network reach and name only each other; "" is the default one
 
+    @property
+    def read_port(self) -> int:
+        """Postgres: the port, on every host's own address, of the nearest member; 0 without an endpoint."""
+        return self.endpoint_port + 1 if self.endpoint_port else 0
+
 
 class Secrets(Value, frozen=True, kw_only=True):
     """An application's secrets. They override env; names in them are resolved on the host."""

@@ -78,7 +78,7 @@ def firewall_view(
     ports: dict[str, list[int]] = {}
     for app in apps:
         if app.endpoint_port:
-            ports.setdefault(app.network, []).append(app.endpoint_port)
+            ports.setdefault(app.network, []).extend((app.endpoint_port, app.read_port))
     return FirewallView(
         host=host,
         hosts=tuple(known),

@@ -33,7 +33,7 @@ from flyd.ports import KV, Clock, Entropy, Put, Unchanged
 from flyd.store import keys
 
 FIRST_PORT = 5432
-LAST_PORT = 5531
+LAST_PORT = 5631
 SUPERUSER_SECRET = "PGHA_SUPERUSER_PASSWORD"
 REPLICATION_SECRET = "PGHA_REPLICATION_PASSWORD"
 STOP_TIMEOUT_S = 30.0
@@ -139,8 +139,8 @@ async def create(
 async def _create_app(
     kv: KV, name: str, regions: Sequence[str], network: str, clock: Clock, entropy: Entropy
 ) -> App:
-    """The app, its secrets and its endpoint's port in one transaction."""
-    for port in await _free_ports(kv):
+    """The app, its secrets and its endpoints' two ports in one transaction."""
+    for port in await _free_pairs(kv):
         app = App(
             name=name,
             kind=AppKind.POSTGRES,
@@ -149,15 +149,16 @@ async def _create_app(
             endpoint_port=port,
             network=network,
         )
+        claims = (keys.port(app.endpoint_port), keys.port(app.read_port))
         secrets = Secrets(
             app=name, values={SUPERUSER_SECRET: entropy.token(24), REPLICATION_SECRET: entropy.token(24)}
         )
         result = await kv.txn(
-            [Unchanged(keys.app(name), 0), Unchanged(keys.port(port), 0)],
+            [Unchanged(key, 0) for key in (keys.app(name), *claims)],
             [
                 Put(keys.app(name), encode(app)),
                 Put(keys.secrets(name), encode(secrets)),
-                Put(keys.port(port), f'"{name}"'.encode()),
+                *(Put(key, f'"{name}"'.encode()) for key in claims),
             ],
         )
         if result.succeeded:
@@ -174,9 +175,10 @@ async def _create_app(
     raise Conflict(f"all ports from {FIRST_PORT} to {LAST_PORT} have an owner already")
 
 
-async def _free_ports(kv: KV) -> list[int]:
+async def _free_pairs(kv: KV) -> list[int]:
+    """The first ports of pairs: an endpoint's, and the one after it for reads."""
     taken = {keys.last_part(item.key) for item in (await kv.list(keys.PORTS)).items}
-    return [port for port in range(FIRST_PORT, LAST_PORT + 1) if str(port) not in taken]
+    return [port for port in range(FIRST_PORT, LAST_PORT, 2) if taken.isdisjoint((str(port), str(port + 1)))]
 
 
 async def _machine_names(kv: KV, app: str) -> set[str]:

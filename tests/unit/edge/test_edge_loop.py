@@ -79,7 +79,7 @@ async def test_bursts_are_published_together_but_a_new_leader_at_once(
         leader = PostgresLeader(cluster="db", epoch=2, node="n", address="127.0.0.1:1", serving=True)
         await kv.put(keys.postgres_leader("db"), encode(leader))
         await ads.wait(2)
-        assert [r.name for r in ads.configs[1].clusters] == ["chat/http", "db/postgres"]
+        assert [r.name for r in ads.configs[1].clusters] == ["chat/http", "db/postgres", "db/reads"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from flyd.model import (
     Machine,
     MachineState,
     PostgresLeader,
+    PostgresMember,
     Service,
     ServicePort,
 )
@@ -208,6 +209,53 @@ def test_only_a_new_epoch_replaces_the_chain_and_so_cuts_sessions() -> None:
     assert waiting == serving != older
 
 
+MEMBERS = (
+    PostgresMember(node="db-1", region="fra", address="127.11.0.2:5433", role="primary", epoch=7),
+    PostgresMember(
+        node="db-2", region="iad", address="127.12.0.2:5433", role="replica", epoch=7, streaming=True
+    ),
+    PostgresMember(
+        node="db-3", region="sin", address="127.13.0.2:5433", role="replica", epoch=7, streaming=True
+    ),
+)
+LEADER = PostgresLeader(cluster="db", epoch=7, node="db-1", address="127.11.0.2:5433", serving=True)
+
+
+def readers(leader: PostgresLeader | None, *members: PostgresMember, region: str = "iad") -> list[str]:
+    """Who gets reads, nearest first."""
+    view = EdgeView(
+        host=host(region), apps=(DB,), leaders={"db": leader} if leader else {}, members={"db": members}
+    )
+    config = edge_config(view)
+    listener = bodies(config, Kind.LISTENERS)["db/reads"]
+    assert listener["address"]["socket_address"]["port_value"] == DB.endpoint_port + 1
+    return [one.split(".")[1] for _, found in places(config, "db/reads") for one in found]
+
+
+def test_reads_go_to_the_nearest_member_that_is_up_to_date() -> None:
+    assert readers(LEADER, *MEMBERS) == ["12", "11", "13"]
+    assert readers(LEADER, *reversed(MEMBERS), region="sin") == ["13", "11", "12"]
+    silent = msgspec.structs.replace(MEMBERS[1], streaming=False)
+    assert readers(LEADER, MEMBERS[0], silent, MEMBERS[2]) == ["11", "13"]
+    older = msgspec.structs.replace(MEMBERS[1], epoch=6)
+    assert readers(LEADER, MEMBERS[0], older, MEMBERS[2]) == ["11", "13"]
+
+
+def test_reads_go_on_while_no_primary_serves_and_never_to_a_former_one() -> None:
+    waiting = msgspec.structs.replace(LEADER, serving=False)
+    assert readers(waiting, *MEMBERS) == ["12", "13"]
+    successor = msgspec.structs.replace(LEADER, node="db-2", address="127.12.0.2:5433")
+    zombie = msgspec.structs.replace(MEMBERS[0], role="primary")
+    assert readers(successor, zombie, MEMBERS[1]) == ["12"]
+
+
+def test_without_a_member_for_reads_connections_wait_as_for_a_primary() -> None:
+    for leader in (None, LEADER):
+        config = edge_config(EdgeView(host=host("fra"), apps=(DB,), leaders={"db": leader} if leader else {}))
+        (group,) = bodies(config, Kind.ENDPOINTS)["db/reads"]["endpoints"]
+        assert group["lb_endpoints"][0]["endpoint"]["address"]["pipe"]
+
+
 def test_a_database_without_an_endpoint_port_is_not_served() -> None:
     view = EdgeView(host=host("fra", http_port=0), apps=(App(name="db", kind=AppKind.POSTGRES),))
     assert edge_config(view) == EdgeConfig()
@@ -223,6 +271,7 @@ def test_envoys_own_schema_takes_everything() -> None:
             machines=(one,),
             statuses={"m1": status(one)},
             leaders={"db": leader},
+            members={"db": MEMBERS},
         )
     )
     for kind in Kind:

@@ -119,6 +119,7 @@ def test_nested_mounts_and_what_the_driver_is_told() -> None:
     [
         ("postgres://u:p@chat-db.internal:5432/chat", "postgres://u:p@127.10.0.1:6001/chat"),
         ("db.internal:5432", "127.10.0.1:6002"),
+        ("db.internal:5433 db.internal:5432", "127.10.0.1:6003 127.10.0.1:6002"),
         ("other.internal:5432", "other.internal:5432"),
         ("db.internal:54321", "db.internal:54321"),
         ("my-db.internal:5432", "my-db.internal:5432"),

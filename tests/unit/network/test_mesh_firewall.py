@@ -17,7 +17,7 @@ APPS = (
     App(name="chat"),
     App(name="chat-db", kind=AppKind.POSTGRES, endpoint_port=5432),
     App(name="secret", network="apart"),
-    App(name="empty-db", kind=AppKind.POSTGRES, endpoint_port=5433, network="empty"),
+    App(name="empty-db", kind=AppKind.POSTGRES, endpoint_port=5434, network="empty"),
 )
 MACHINES = (
     values.machine("m3", "iad", ip="10.12.0.2"),
@@ -50,9 +50,10 @@ def test_each_network_is_a_set_and_a_machine_of_no_app_is_in_none() -> None:
         "set hosts { type ipv4_addr; elements = { 10.11.0.1, 10.12.0.1 }; }",
         "ip saddr @network_1 ip daddr @network_1 accept",
         "ip saddr 10.11.0.0/16 ip daddr != @private masquerade",
-        "ip daddr { 10.11.0.1 } tcp dport { 5432 } ip saddr != @hosts ip saddr != @network_0 counter drop",
-        "ip daddr { 10.11.0.1 } tcp dport { 5433 } ip saddr != @hosts counter drop",  # of nobody's network
-        "ip daddr @hosts tcp dport { 5432 } ip saddr != @hosts ip saddr != @network_0 counter drop",
+        "ip daddr { 10.11.0.1 } tcp dport { 5432, 5433 } "
+        "ip saddr != @hosts ip saddr != @network_0 counter drop",
+        "ip daddr { 10.11.0.1 } tcp dport { 5434, 5435 } ip saddr != @hosts counter drop",  # nobody's network
+        "ip daddr @hosts tcp dport { 5432, 5433 } ip saddr != @hosts ip saddr != @network_0 counter drop",
         f"iifname != {INSIDE} ip saddr @tunnelled counter drop",
         f"iifname != {INSIDE} ip daddr @tunnelled counter drop",
         f"oifname != {INSIDE} ip daddr @tunnelled counter drop",
@@ -82,7 +83,7 @@ def test_without_a_tunnel_the_network_between_hosts_is_trusted() -> None:
     trusting = firewall_view(host("a", 11, "192.0.2.1", key=""), hosts=(), apps=APPS, machines=MACHINES)
     text = rules(trusting, "flyd0", 53)
     assert INSIDE not in text
-    assert "ip daddr { 10.11.0.1, 192.0.2.1 } tcp dport { 5432 } ip saddr != @hosts" in text
+    assert "ip daddr { 10.11.0.1, 192.0.2.1 } tcp dport { 5432, 5433 } ip saddr != @hosts" in text
 
 
 def test_an_expelled_host_is_cut_off_and_its_machines_are_of_no_network() -> None:
