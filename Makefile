@@ -65,11 +65,13 @@ integration: tools  ## real etcd, Envoy and Postgres; regions die
 docker: tools  ## hosts in containers: partitions, lost hosts, images, the mesh (skipped without a Docker engine)
 	$(PYTEST) integration/docker
 
-soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, slow incidents (about 40 minutes)
+soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, 30 minutes of faults, slow incidents (about 80 minutes)
 	$(PY) -m tests.simulation --world machines --seeds 2000 --minutes 5 --jobs 2
 	$(PY) -m tests.simulation --world postgres --seeds 5000 --jobs 2
 	$(PY) -m tests.simulation.model
 	FLY_HOSTILE_CALLS=10000 $(PYTEST) integration/test_hostile.py
+	FLY_HISTORY_MINUTES=5 $(PYTEST) -s integration/histories/test_pgha_history.py
+	FLY_HISTORY_MINUTES=30 $(PYTEST) -s integration/docker/test_docker_histories.py
 	$(PYTEST) integration -m soak
 
 proto: $(STAMP)  ## generate flyd/v1 from proto/

@@ -128,13 +128,19 @@ class Recording:
         self._launches.append(made)
         return made
 
-    def wait_acks(self) -> None:
-        """Return once every client that runs has had an append acknowledged that began after this did."""
+    def wait_acks(self, without: Place | None = None) -> None:
+        """Return once every client that runs, but for those of one place, has had an append acknowledged
+        after this was called.
+        """
         now_ns = time.monotonic_ns()
-        at_work = [launch for launch in self._launches if not launch.ended]
+        at_work = [launch for launch in self._launches if launch.place != without and not launch.ended]
         assert at_work, "no client runs"
         for launch in at_work:
-            wait_for(lambda launch=launch: launch.acked_ns() > now_ns, f"{launch.file} goes on", ACK_S)
+            wait_for(
+                lambda launch=launch: launch.ended or launch.acked_ns() > now_ns,
+                f"the client of {launch.place} goes on",
+                ACK_S,
+            )
 
     def finish(self, reader: Place) -> History:
         """End all clients, read every key once more, and put it all in one file."""
