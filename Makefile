@@ -65,7 +65,7 @@ integration: tools  ## real etcd, Envoy and Postgres; regions die
 docker: tools  ## hosts in containers: partitions, lost hosts, images, the mesh (skipped without a Docker engine)
 	$(PYTEST) integration/docker
 
-soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, 30 minutes of faults, slow incidents (about 80 minutes)
+soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, 35 minutes of faults, slow incidents (about 80 min)
 	$(PY) -m tests.simulation --world machines --seeds 2000 --minutes 5 --jobs 2
 	$(PY) -m tests.simulation --world postgres --seeds 5000 --jobs 2
 	$(PY) -m tests.simulation.model
