@@ -149,13 +149,12 @@ def in_thread(fault: Callable[[], None]) -> Hurt:
 @pytest.mark.timeout(45 * 60)
 async def test_no_anomaly_under_random_faults(world: World) -> None:
     plan = Plan.from_environment(MINUTES)
-    chance = random.Random(plan.seed)
     recording = Recording("docker", plan.seed)
-    faults = Faults(world.hosts, chance, recording)
+    faults = Faults(world.hosts, plan.chance(), recording)
     for region in REGIONS:
         faults.launch(region)
     await asyncio.to_thread(faults.recovered)
-    done = await hurt(plan, faults.all(), chance, KINDS)
+    done = await hurt(plan, faults.all(), KINDS)
     history = await asyncio.to_thread(recording.finish, faults.places[REGIONS[0]])
     print(history.summary(plan.seed, counted(done)))
     assert len(counted(done)) >= KINDS

@@ -41,10 +41,15 @@ class Plan:
         print(f"\nFLY_HISTORY_SEED={seed} FLY_HISTORY_MINUTES={minutes:g}", flush=True)
         return Plan(minutes, seed)
 
+    def chance(self) -> random.Random:
+        """The dice, as if never thrown."""
+        return random.Random(self.seed)
 
-async def hurt(plan: Plan, faults: Mapping[str, Hurt], chance: random.Random, kinds: int) -> list[Harm]:
+
+async def hurt(plan: Plan, faults: Mapping[str, Hurt], kinds: int) -> list[Harm]:
     """All faults in a random order, again and again, until the time is over and `kinds` kinds were done."""
     until_s = time.monotonic() + plan.minutes * 60
+    chance = plan.chance()
     done: list[Harm] = []
     while True:
         for name in chance.sample(sorted(faults), len(faults)):

@@ -172,7 +172,6 @@ class Faults:
 
 async def test_no_anomaly_under_random_faults() -> None:
     plan = Plan.from_environment(MINUTES)
-    chance = random.Random(plan.seed)
     recording = Recording("pgha", plan.seed)
     async with run_pgha(links=True) as cluster:
         await cluster.wait_whole()
@@ -183,7 +182,7 @@ async def test_no_anomaly_under_random_faults() -> None:
             for _ in range(2):
                 recording.launch(here)
             await asyncio.to_thread(recording.wait_acks)
-            done = await hurt(plan, Faults(cluster, chance, recording).all(), chance, KINDS)
+            done = await hurt(plan, Faults(cluster, plan.chance(), recording).all(), KINDS)
             history = await asyncio.to_thread(recording.finish, here)
     print(history.summary(plan.seed, counted(done)))
     assert len(counted(done)) >= KINDS

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from integration.histories.nemesis import Hurt, Plan, counted, hurt
@@ -21,7 +19,7 @@ async def done_with(seed: int, kinds: int) -> list[str]:
         return harm
 
     plan = Plan(minutes=0, seed=seed)
-    told = await hurt(plan, {name: fault(name) for name in NAMES}, random.Random(seed), kinds)
+    told = await hurt(plan, {name: fault(name) for name in NAMES}, kinds)
     assert [harm.name for harm in told] == done
     assert len(counted(told)) >= kinds
     return done
@@ -42,7 +40,7 @@ async def test_a_fault_that_does_not_heal_ends_it() -> None:
         raise AssertionError("not within 60 s")
 
     with pytest.raises(AssertionError, match="not within"):
-        await hurt(Plan(1, 1), {"cut": never_well}, random.Random(1), 1)
+        await hurt(Plan(1, 1), {"cut": never_well}, 1)
 
 
 def test_time_and_seed_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
