@@ -68,6 +68,7 @@ docker: tools  ## hosts in containers: partitions, lost hosts, images, the mesh 
 soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, 35 minutes of faults, slow incidents (about 80 min)
 	$(PY) -m tests.simulation --world machines --seeds 2000 --minutes 5 --jobs 2
 	$(PY) -m tests.simulation --world postgres --seeds 5000 --jobs 2
+	$(PY) -m tests.simulation --world volumes --seeds 1000 --minutes 10 --jobs 2
 	$(PY) -m tests.simulation.model
 	FLY_HOSTILE_CALLS=10000 $(PYTEST) integration/test_hostile.py
 	FLY_HISTORY_MINUTES=5 $(PYTEST) -s integration/histories/test_pgha_history.py

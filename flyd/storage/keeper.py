@@ -142,16 +142,22 @@ class VolumeKeeper:
         return tuple(sorted(decode(stored.value, Reservations).volumes_gb)) if stored is not None else ()
 
     async def _give_up_copies(self, now_s: float) -> None:
-        """Copies of volumes that are no more go the way of destroyed volumes, in KEPT_S."""
-        kept = [held.id for held in await self._volumes.held() if is_copy(held.id)]
+        """Copies of volumes that are no more go the way of destroyed volumes, in KEPT_S.
+
+        So does disk that was promised to a copy which then never came (a flyd died in between).
+        """
+        here = [held.id for held in await self._volumes.held()]
+        kept = sorted(name for name in {*here, *await self._promised()} if is_copy(name))
         if not kept:
             return
         known = await self._living()
-        known += [destroyed.volume.id for destroyed in await records.list_destroyed(self._kv)]
+        destroyed = await records.list_destroyed(self._kv)
+        known += [d.volume.id for d in destroyed]
         known += await self._living()  # one that came back between the two looks is in neither
+        given_up = [d.volume.id for d in destroyed if d.volume.host == self._host]
         for copy in kept:
             volume_id = copied_volume(copy)
-            if volume_id not in known and copy not in known:
+            if volume_id not in known and copy not in given_up:
                 left = Volume(id=copy, name="", app="", region="", host=self._host, size_gb=0)
                 await records.give_up_copies(self._kv, left, volume_id, now_s, entropy=self._entropy)
                 log.info("volumes.copies_given_up", volume=volume_id)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
 from msgspec.structs import replace
 
-from flyd.errors import Conflict, FlydError, Unavailable
+from flyd.errors import Conflict, FlydError, NotFound, Unavailable
 from flyd.machines.commands import set_desired
 from flyd.model import Desired, Machine, MachineState, MachineStatus, Value, Volume, decode, encode
 from flyd.ports import KV, Clock, Put, Unchanged
@@ -195,7 +196,10 @@ class VolumeMover:
         if move.was is Desired.STARTED and move.phase in (STOPPING, LAST, SWITCHING):
             record = await self._kv.get(keys.machine(move.volume.app, move.volume.attached_machine))
             if record is not None and move.claim_revision in (0, record.mod_revision):
-                await set_desired(self._kv, move.volume.app, move.volume.attached_machine, Desired.STARTED)
+                with suppress(Conflict, NotFound):  # somebody destroys it: then that is what is wanted of it
+                    await set_desired(
+                        self._kv, move.volume.app, move.volume.attached_machine, Desired.STARTED
+                    )
         return replace(move, phase=FAILED, error=f"{error.message} (while {move.phase})")
 
 

@@ -9,8 +9,9 @@ import argparse
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tests.simulation.runner import WORLDS, replay_command, run_world
 
@@ -24,13 +25,16 @@ class Ran(NamedTuple):
     failures: tuple[str, ...]
     simulated_s: float
     cpu_s: float
+    counted: Counter[str]
 
 
 def run_one(world: str, minutes: float | None, seed: int) -> Ran:
     """One run, without its trace."""
     began_s = time.process_time()
     finished = run_world(world, seed, minutes * 60 if minutes else None)
-    return Ran(seed, finished.failures, finished.simulated_s, time.process_time() - began_s)
+    result: object = finished.result
+    counted = cast("Counter[str]", result) if isinstance(result, Counter) else Counter[str]()
+    return Ran(seed, finished.failures, finished.simulated_s, time.process_time() - began_s, counted)
 
 
 def run_many(world: str, minutes: float | None, seeds: range, jobs: int) -> int:
@@ -38,11 +42,13 @@ def run_many(world: str, minutes: float | None, seeds: range, jobs: int) -> int:
     began_s = told_s = time.monotonic()
     cpu_s = simulated_s = 0.0
     done = failed = 0
+    counted: Counter[str] = Counter()
     with multiprocessing.Pool(jobs) as pool:
         for ran in pool.imap_unordered(partial(run_one, world, minutes), seeds):
             done += 1
             cpu_s += ran.cpu_s
             simulated_s += ran.simulated_s
+            counted += ran.counted
             if ran.failures:
                 failed += 1
                 print(f"seed {ran.seed} failed:", *ran.failures, sep="\n", file=sys.stderr)
@@ -55,6 +61,8 @@ def run_many(world: str, minutes: float | None, seeds: range, jobs: int) -> int:
         f"({simulated_s / 60 / done:.1f} each) in {time.monotonic() - began_s:.0f} s, "
         f"{cpu_s:.0f} s of CPU, {jobs} at once"
     )
+    if counted:
+        print(", ".join(f"{number} {what}" for what, number in sorted(counted.items())))
     return failed
 
 

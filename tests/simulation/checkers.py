@@ -128,12 +128,16 @@ class Checkers:
         for name in (name for name in self._hardware if name != self.gone):
             here = {c.id for c in claims if c.host == name}
             on_disk = {v.id: v for v in volumes if v.host == name}
-            kept = {d.volume.id for d in destroyed if d.volume.host == name}
+            kept = {d.volume.id for d in destroyed if d.volume.host == name} | self._kept_besides(name)
             found.extend(self._leaks(name, here, on_disk, kept))
         for volume in volumes:
             if volume.attached_machine and volume.attached_machine not in known:
                 found.append(f"volume {volume.id} is held by {volume.attached_machine}, which is gone")
         return found
+
+    def _kept_besides(self, host: str) -> set[str]:
+        """What else may be promised disk there; nothing in a world without copies."""
+        return set()
 
     def _claim_problems(self, claim: Machine, status: MachineStatus | None) -> Iterator[str]:
         spec = self._hardware[claim.host].running().get(claim.id)

@@ -38,8 +38,8 @@ class Copies:
         self._store = store
         self._network = network
         self._hardware = hardware
-        self._sees_since: dict[str, float] = {}  # hosts whose flyd runs and reaches etcd
-        self._born: dict[str, float] = {}  # when each host's flyd began
+        self.sees_since: dict[str, float] = {}  # hosts whose flyd runs and reaches etcd
+        self.born_s: dict[str, float] = {}  # when each host's flyd began
         self._silent_since: dict[str, float] = {}
         self._left_at: dict[tuple[str, str], float] = {}  # (machine, host)
         self._claims: dict[str, Machine] = {}
@@ -60,8 +60,8 @@ class Copies:
 
     def born(self, host: str) -> None:
         """A flyd begins on the host."""
-        self._born[host] = current().time()
-        self._sees_since.pop(host, None)
+        self.born_s[host] = current().time()
+        self.sees_since.pop(host, None)
         self.see_hosts()
 
     def see_hosts(self) -> None:
@@ -69,9 +69,9 @@ class Copies:
         loop = current()
         for host in self._hardware:
             if not (loop.runs(f"{host}/flyd") and self._network.reaches(host, ETCD)):
-                self._sees_since.pop(host, None)
+                self.sees_since.pop(host, None)
             else:
-                self._sees_since.setdefault(host, loop.time())
+                self.sees_since.setdefault(host, loop.time())
 
     # ------------------------------------------------------------------ etcd
 
@@ -98,7 +98,6 @@ class Copies:
             return
         self._left_at[machine_id, before.host] = current().time()
         if claim is not None:
-            self._check_leads(f"the claim of {machine_id}")
             self._check_move(before, claim)
 
     def _check_leads(self, what: str) -> None:
@@ -109,6 +108,7 @@ class Copies:
 
     def _check_move(self, before: Machine, after: Machine) -> None:
         host = before.host
+        self._check_leads(f"the claim of {before.id}")
         if before.config.mounts:
             raise Violation(f"double placement: {before.id} left {host}, where its volume is")
         if self._store.get(keys.alive(host)) is not None:
@@ -128,12 +128,15 @@ class Copies:
     def see_start(self, host: str, machine_id: str) -> None:
         """A copy begins to run."""
         self.see_copies()
-        left_s, born_s = self._left_at.get((machine_id, host)), self._born.get(host)
-        sees_s = self._sees_since.get(host)
+        left_s, born_s = self._left_at.get((machine_id, host)), self.born_s.get(host)
+        sees_s = self.sees_since.get(host)
         if left_s is None or born_s is None or sees_s is None:
             return
         if left_s < born_s and sees_s <= born_s:
             raise Violation(f"resurrected: {machine_id} starts on {host}, which its claim had left")
+
+    def _check_twice(self, machine_id: str, host: str, other: str) -> None:
+        raise Violation(f"twice: {machine_id}, with a volume, on {host} and {other}")
 
     def see_copies(self) -> None:
         """Every copy that runs is where its claim says, or on a host that can not know better yet."""
@@ -142,9 +145,9 @@ class Copies:
         for host, hardware in self._hardware.items():
             for machine_id, spec in hardware.running().items():
                 if spec.mounts and machine_id in where:
-                    raise Violation(f"twice: {machine_id}, with a volume, on {where[machine_id]} and {host}")
+                    self._check_twice(machine_id, where[machine_id], host)
                 where[machine_id] = host
-                left_s, sees_s = self._left_at.get((machine_id, host)), self._sees_since.get(host)
+                left_s, sees_s = self._left_at.get((machine_id, host)), self.sees_since.get(host)
                 if left_s is None or sees_s is None:
                     continue
                 if now_s - max(left_s, sees_s) > FENCED_WITHIN_S:

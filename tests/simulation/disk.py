@@ -15,6 +15,18 @@ import msgspec
 from flyd.errors import NotFound, Refused
 
 
+class KeptSnapshot(msgspec.Struct, frozen=True):
+    """A volume as it was."""
+
+    id: str
+    made_at_s: float
+    size_gb: int
+    content: tuple[int, ...]
+    used_bytes: int = 1
+    scheduled: bool = False
+    consistent: bool = True
+
+
 class Attachment(msgspec.Struct):
     """What the disk knows of a volume: its newest epoch, whose that is, and whether it still has it."""
 
@@ -22,6 +34,9 @@ class Attachment(msgspec.Struct):
     epoch: int = 0
     held: bool = False
     destroyed_at_s: float = 0.0  # 0: it lives
+    content: tuple[int, ...] = ()  # what was written, in order (mounts.py)
+    snapshots: dict[str, KeptSnapshot] = {}
+    arrived: dict[str, bytes] = {}  # of streams that are not whole yet
 
     @property
     def machine(self) -> str:

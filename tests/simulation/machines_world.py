@@ -10,7 +10,7 @@ Called by tests/simulation/runner.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from flyd.model import App, Check, Host, Machine, Resources, StopConfig, decode,
 from flyd.model.cluster import Drain, DrainState, LossRule
 from flyd.placement.placer import Placer
 from flyd.placement.repairs import Repairs
-from flyd.ports import Delete, Put
+from flyd.ports import KV, Clock, Delete, Entropy, Put
 from flyd.storage.keeper import VolumeKeeper
 from flyd.store import keys
 from flyd.store.leader import CONTROLLER, lead
@@ -65,6 +65,8 @@ MIRRORED = (
     keys.MACHINES,
     keys.STATUS,
     keys.VOLUMES,
+    keys.VOLUME_COPIES,
+    keys.VOLUME_MOVES,
     keys.RESERVATIONS,
     keys.LOSSES,
     keys.DRAINS,
@@ -85,7 +87,10 @@ UP_S = (4096.0, 8000.0)  # well apart from the loop's own time, so that one take
 
 
 class MachinesWorld:
-    """Everything of one run. `place` is the placer, so that a broken one can be tried."""
+    """Everything of one run."""
+
+    capacity = CAPACITY
+    user = User
 
     def __init__(self, faults_s: float = FAULTS_S) -> None:
         loop = current()
@@ -94,16 +99,19 @@ class MachinesWorld:
         self.store = Store()
         self.hardware = {name: Hardware(name) for name in HOSTS}
         self.clocks = {name: SimulatedClock() for name in HOSTS}
-        self.checkers = Checkers(self.store, self.hardware, self.clocks)
+        self.checkers, self.copies = self._checkers()
         self.checkers.attach()
-        self.copies = Copies(self.store, self.network, self.hardware)
         self.copies.attach()
         Conduct(self.store, self.hardware, USERS).attach()
         self.store.txn((), [Put(keys.app(app), encode(App(name=app))) for app in APPS])
         self.store.txn((), (Put(keys.HOST_LOSS, encode(LossRule(grace_s=GRACE_S))),))
         self._faults_s = faults_s
-        self._incarnations = 0
+        self._incarnations: int = 0
         self._healed = False
+
+    def _checkers(self) -> tuple[Checkers, Copies]:
+        checkers = Checkers(self.store, self.hardware, self.clocks)
+        return checkers, Copies(self.store, self.network, self.hardware)
 
     # ------------------------------------------------------------------ hosts
 
@@ -125,7 +133,7 @@ class MachinesWorld:
             api_address=f"{name}:80",
             address=f"127.{number}.0.1",
             subnet=f"127.{number}",
-            capacity=CAPACITY,
+            capacity=self.capacity,
             driver="simulated",
             version="0",
         )
@@ -134,7 +142,7 @@ class MachinesWorld:
         self.clocks[name] = clock
         entropy = SimulatedEntropy(f"{name}/{self._incarnations}")
         mirror = Mirror(kv, MIRRORED)
-        volumes = SimulatedVolumes(hardware.volumes, hardware.purged, hardware.work)
+        volumes = self._volumes(hardware)
         host_loop = HostLoop(
             host=host,
             kv=kv,
@@ -157,6 +165,17 @@ class MachinesWorld:
             group.create_task(repairs.watch_silences())
             group.create_task(self._keep_volumes(keeper))
             group.create_task(lead(kv, CONTROLLER, name, lambda term: repairs.keep_repairing(term.guard)))
+            for loop in self._loops_besides(host, kv, mirror, volumes, clock, entropy):
+                group.create_task(loop)
+
+    def _volumes(self, hardware: Hardware) -> SimulatedVolumes:
+        return SimulatedVolumes(hardware.volumes, hardware.purged, hardware.work)
+
+    def _loops_besides(
+        self, host: Host, kv: KV, mirror: Mirror, volumes: Any, clock: Clock, entropy: Entropy
+    ) -> Sequence[Coroutine[Any, Any, None]]:
+        """What else this flyd runs, in a world that needs it (volumes_world.py)."""
+        return ()
 
     async def _keep_volumes(self, keeper: VolumeKeeper) -> None:
         """As the keeper does it, but oftener than once a minute."""
@@ -187,24 +206,29 @@ class MachinesWorld:
         async with asyncio.TaskGroup() as group:
             group.create_task(mirror.keep())
             await mirror.wait_synced()
-            group.create_task(User(name, kv, clock, entropy, self.chance, HOSTS, placer).work())
+            group.create_task(self.user(name, kv, clock, entropy, self.chance, HOSTS, placer).work())
 
     # ------------------------------------------------------------------ the run
 
-    async def run(self) -> str:
+    async def run(self) -> object:
         """Let users work while things break, then heal and check."""
         loop = current()
         for name in HOSTS:
             self.start_flyd(name)
         for name in USERS:
             self.start_user(name)
-        end = loop.time() + self._faults_s
-        while loop.time() < end:
-            await asyncio.sleep(self.chance.uniform(0.1, 6))
-            self.chance.choice(self._faults())(self.chance.choice(HOSTS))
+        await self._break_things(loop.time() + self._faults_s)
         await self._heal()
+        return self._told()
+
+    def _told(self) -> object:
         claims = len(self.store.list(keys.MACHINES).items)
         return f"{claims} machines at the end, etcd revision {self.store.revision}"
+
+    async def _break_things(self, end_s: float) -> None:
+        while current().time() < end_s:
+            await asyncio.sleep(self.chance.uniform(0.1, 6))
+            self.chance.choice(self._faults())(self.chance.choice(HOSTS))
 
     def _faults(self) -> tuple[Callable[[str], None], ...]:
         return (

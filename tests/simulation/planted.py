@@ -26,10 +26,12 @@ from flyd.placement.index import Snapshot
 from flyd.placement.loss import Silence, track
 from flyd.placement.scheduler import Placement, Refusal, Request, schedule
 from flyd.ports import KV, Delete, Put, TxnResult, Unchanged, WatchBatch
+from flyd.storage.moving import VolumeMover
 from flyd.store import keys
 from flyd.store.leader import CONTROLLER
 from flyd.store.mirror import Mirror
 from pgha.model import Position
+from tests.simulation.disk import SimulatedVolumes
 from tests.simulation.network import SimulatedKV
 from tests.simulation.postgres import SimulatedPostgres
 
@@ -240,6 +242,50 @@ def _still_running(view: View, record: Record, claim: Machine) -> bool:
 def update_that_is_forgotten() -> Generator[None]:
     """A host that does not look which version it runs."""
     with mock.patch.object(decisions, "_to_replace", _still_running):
+        yield
+
+
+def _as_last_known(view: View) -> Decision:
+    """As if what was last known of a machine were always enough."""
+    return decide(msgspec.structs.replace(view, learned=True))
+
+
+@contextmanager
+def mount_before_learning() -> Generator[None]:
+    """A host that was away and mounts, by what it remembers, before it has heard whose the volume is now."""
+    with (
+        mock.patch("flyd.machines.host.decide", _as_last_known),
+        mock.patch("flyd.machines.host.why_abandoned", return_value=""),
+    ):
+        yield
+
+
+async def _at_once(self: VolumeMover, app: str, machine_id: str) -> None:
+    """In place of waiting until the machine has stopped."""
+
+
+@contextmanager
+def move_without_stopping() -> Generator[None]:
+    """A move that makes its last copy while the machine may still write."""
+    with mock.patch.object(VolumeMover, "_wait_stopped", _at_once):
+        yield
+
+
+async def _whoever_asks_first(self: SimulatedVolumes, volume_id: str, machine_id: str, epoch: int) -> str:
+    """In place of comparing the epochs of two claims."""
+    await self._work()  # pyright: ignore[reportPrivateUsage]
+    volume = self._live(volume_id)  # pyright: ignore[reportPrivateUsage]
+    volume.claimant, volume.epoch, volume.held = machine_id, epoch, True
+    return f"/volumes/{volume_id}"
+
+
+@contextmanager
+def mount_without_epochs() -> Generator[None]:
+    """A placer that gives a volume to a second machine, and a host that mounts it for whoever asks."""
+    with (
+        mock.patch("flyd.placement.scheduler._free_volumes", _held_too),
+        mock.patch.object(SimulatedVolumes, "attach", _whoever_asks_first),
+    ):
         yield
 
 

@@ -14,7 +14,9 @@ import structlog
 
 from tests.simulation.loop import Finished, current, run_to_end
 from tests.simulation.machines_world import MachinesWorld
+from tests.simulation.postgres_members import MembersWorld
 from tests.simulation.postgres_world import PostgresWorld
+from tests.simulation.volumes_world import VolumesWorld
 
 LIMIT_S = 600.0
 
@@ -23,13 +25,23 @@ async def _postgres(faults_s: float | None) -> str:
     return await (PostgresWorld(faults_s) if faults_s else PostgresWorld()).run()
 
 
-async def _machines(faults_s: float | None) -> str:
+async def _volumes(faults_s: float | None) -> object:
+    return await (VolumesWorld(faults_s) if faults_s else VolumesWorld()).run()
+
+
+async def _members(faults_s: float | None) -> str:
+    return await MembersWorld(faults_s).run()
+
+
+async def _machines(faults_s: float | None) -> object:
     return await (MachinesWorld(faults_s=faults_s) if faults_s else MachinesWorld()).run()
 
 
-WORLDS: dict[str, Callable[[float | None], Coroutine[Any, Any, str]]] = {
+WORLDS: dict[str, Callable[[float | None], Coroutine[Any, Any, object]]] = {
     "machines": _machines,
     "postgres": _postgres,
+    "members": _members,
+    "volumes": _volumes,
 }
 
 
