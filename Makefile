@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 STAMP := .venv/.ready
-BENCHES := idle startup failover failover_edge docker_machine scheduler thousand footprint volumes volume_move
+BENCHES := idle startup failover failover_edge steady docker_machine scheduler thousand footprint volumes volume_move
 
 .PHONY: help setup demo test lint proto bench clean unit simulation conformance integration docker soak tools
 .PHONY: lane-code lane-local lane-docker

@@ -1,70 +1,71 @@
-"""The `pgha` command: one member's agent, started as a machine by flyd. The composition root of pgha.
+"""The `pgha` command, and the composition root of pgha.
 
-`pgha run` reads its configuration from the environment (`pgha run --help` lists it), runs until SIGTERM or
-SIGINT, then hands the primary's role over if it has it, stops Postgres and ends with code 0.
+`pgha run` is one member's agent: started as a machine by flyd, or by hand (docs/pgha.md). It runs until
+SIGTERM or SIGINT, then hands the primary's role over if it has it, stops Postgres and ends with code 0. The
+other commands look at a cluster and ask things of it. What they are told is in settings.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import ipaddress
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
+import msgspec
 import structlog
 
-from flyd.errors import FlydError, InvalidInput
+from flyd.errors import FlydError, InvalidInput, Refused
 from flyd.identity.credentials import Credentials
+from flyd.ports import KV
 from flyd.store.etcd import EtcdKV
 from flyd.store.system import SystemClock, SystemEntropy
+from pgha import operate
 from pgha.agent import Agent
 from pgha.backups import Backups
 from pgha.binaries import find_binaries
 from pgha.killer import KillerProcess
 from pgha.lookout import TcpLookout
 from pgha.model import AgentConfig
+from pgha.operate import look
 from pgha.pgconf import PostgresConfig
 from pgha.postgres import RealPostgres
 from pgha.processes import unprivileged
+from pgha.requests import request_pause, request_resume, taken
+from pgha.settings import Settings, describe, read
 from pgha.voice import UdpVoice
 
-DEFAULT_PORT = 5432
+T = TypeVar("T")
 
 
 @click.group()
-def cli() -> None:
-    """Keep one member of a highly available Postgres cluster."""
-
-
-@cli.command()
-def run() -> None:
-    """Run this member until told to stop.
+@click.option("--config", default="", metavar="FILE", help="Settings as TOML; the environment wins.")
+@click.pass_context
+def cli(ctx: click.Context, config: str) -> None:
+    """Keep one member of a highly available Postgres cluster; look after the cluster.
 
     \b
-    Environment:
-      PGHA_CLUSTER               name of the cluster (the app)
-      PGHA_NODE                  name of this member, one of PGHA_VOTERS
-      PGHA_VOTERS                all members, comma-separated; never changes
-      PGHA_REGION                or FLY_REGION
-      PGHA_ADDRESS               or FLY_PRIVATE_IP: where Postgres listens
-      PGHA_PORT                  default 5432
-      PGHA_DATA_DIR              this member's directory, on its volume
-      FLYD_ETCD                  etcd's client addresses, comma-separated host:port
-      FLYD_IDENTITY              folder of the certificate to show to etcd; unset: etcd has no TLS
-      PGHA_SUPERUSER_PASSWORD    of user postgres
-      PGHA_REPLICATION_PASSWORD  for streaming between members
-      PGHA_ARCHIVE_DIR           this cluster's own folder for WAL and base backups, the same for all members
-      PGHA_RESTORE_FROM          begin with what this archive of another cluster has
-      PGHA_RESTORE_TO            up to this instant (ISO 8601 with offset); unset: all of it
-      PGHA_BIN_DIR               PostgreSQL's programs, if not where they usually are
+    Examples:
+      pgha --config /etc/pgha.toml run
+      pgha --config /etc/pgha.toml status
+      pgha --config /etc/pgha.toml switchover --to orders-2
     """
+    ctx.obj = config
+
+
+@cli.command(epilog="\b\n" + "\n".join(describe()))
+@click.pass_obj
+def run(config: str) -> None:
+    """Run this member until told to stop."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         processors=[
@@ -75,8 +76,84 @@ def run() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    with _told():
+        asyncio.run(_run(read(config, os.environ)))
+
+
+@cli.command()
+@click.option("--json", "json_output", is_flag=True, help="As JSON.")
+@click.pass_obj
+def status(config: str, json_output: bool) -> None:
+    """Who is primary, whether it lives, and what each member last said."""
+    seen = _ask(config, look)
+    click.echo(msgspec.json.encode(seen).decode() if json_output else operate.table(seen))
+
+
+@cli.command()
+@click.option("--to", "target", default="", metavar="NODE", help="The best replica if not given.")
+@click.pass_obj
+def switchover(config: str, target: str) -> None:
+    """Move the primary, and wait until the next one serves."""
+    leader = _ask(config, lambda kv, cluster: operate.switch_over(kv, cluster, target, SystemClock()))
+    click.echo(f"{leader.node} is primary, epoch {leader.epoch}")
+
+
+@cli.command()
+@click.option("--reason", default="", help="For whoever finds it paused.")
+@click.pass_obj
+def pause(config: str, reason: str) -> None:
+    """Nobody takes over and no data is replaced until `resume`."""
+    _ask(config, lambda kv, cluster: request_pause(kv, cluster, reason, SystemClock().wall_s()))
+    click.echo("paused: a primary that ends now has no successor until `pgha resume`")
+
+
+@cli.command()
+@click.pass_obj
+def resume(config: str) -> None:
+    """End a pause: what was held back happens now."""
+    _ask(config, request_resume)
+    click.echo("the cluster takes care of itself again")
+
+
+@cli.command()
+@click.pass_obj
+def backup(config: str) -> None:
+    """Take a base backup into the archive (`archive_dir`), and wait for it."""
+    if not read(config, os.environ).text("archive_dir"):
+        _fail(
+            Refused("this cluster has no archive", hint="Its members need archive_dir from the first start.")
+        )
+    made = _ask(config, lambda kv, cluster: operate.back_up(kv, cluster, SystemClock(), SystemEntropy()))
+    click.echo(f"backup {made.name} is complete: {made.size_bytes / 1e6:.0f} MB from {made.node}")
+
+
+@cli.command()
+@click.pass_obj
+def backups(config: str) -> None:
+    """The base backups, oldest first."""
+    click.echo(operate.backups_table(_ask(config, taken)))
+
+
+def _ask(config: str, question: Callable[[KV, str], Awaitable[T]]) -> T:
+    """What etcd, or the agents through it, answer about the configured cluster."""
+
+    async def asked() -> T:
+        settings = read(config, os.environ)
+        kv = _store(settings)
+        try:
+            return await question(kv, settings.text("cluster"))
+        finally:
+            await kv.close()
+
+    with _told():
+        return asyncio.run(asked())
+
+
+@contextlib.contextmanager
+def _told() -> Generator[None]:
+    """Our errors, said to a person; the process ends with their code."""
     try:
-        asyncio.run(_run(os.environ))
+        yield
     except FlydError as error:
         _fail(error)
     except BaseExceptionGroup as group:  # from the agent's task group
@@ -93,17 +170,18 @@ def _fail(error: FlydError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-async def _run(env: Mapping[str, str]) -> None:
-    config = _agent_config(env)
-    identity = env.get("FLYD_IDENTITY")
-    kv = EtcdKV(
-        [e.strip() for e in _needed(env, "FLYD_ETCD").split(",") if e.strip()],
-        Credentials(Path(identity)) if identity else None,
-    )
-    server = _postgres_config(env, config)
+def _store(settings: Settings) -> EtcdKV:
+    identity = settings.text("etcd_identity")
+    return EtcdKV(list(settings.texts("etcd")), Credentials(Path(identity)) if identity else None)
+
+
+async def _run(settings: Settings) -> None:
+    config = _agent_config(settings)
+    kv = _store(settings)
+    server = _postgres_config(settings, config)
     postgres = RealPostgres(server)
     killer = KillerProcess(postgres.data_dir)
-    voice = UdpVoice(config.address, _needed(env, "PGHA_REPLICATION_PASSWORD"))
+    voice = UdpVoice(config.address, settings.text("replication_password"))
     agent = Agent(config, kv, postgres, SystemClock(), killer, TcpLookout(), voice)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -119,56 +197,48 @@ async def _run(env: Mapping[str, str]) -> None:
         await kv.close()
 
 
-def _agent_config(env: Mapping[str, str]) -> AgentConfig:
-    node = _needed(env, "PGHA_NODE")
-    voters = tuple(v.strip() for v in _needed(env, "PGHA_VOTERS").split(",") if v.strip())
+def _agent_config(settings: Settings) -> AgentConfig:
+    node, voters = settings.text("node"), settings.texts("members")
     if node not in voters or len(set(voters)) != len(voters) or len(voters) < 2:
         raise InvalidInput(
-            f"PGHA_VOTERS={','.join(voters)} must be two or more different names, {node} one of them"
+            f"{settings.place('members')}={','.join(voters)} must be two or more different names, "
+            f"{node} one of them"
         )
-    host = _needed(env, "PGHA_ADDRESS", "FLY_PRIVATE_IP")
+    host = settings.text("address")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        raise InvalidInput(
+            f"{settings.place('address')}={host} is not an IP address", hint="without the port"
+        ) from None
     return AgentConfig(
-        cluster=_needed(env, "PGHA_CLUSTER"),
+        cluster=settings.text("cluster"),
         node=node,
         voters=voters,
-        region=_needed(env, "PGHA_REGION", "FLY_REGION"),
-        address=f"{host}:{_port(env)}",
-        machine_id=env.get("FLY_MACHINE_ID", ""),
+        region=settings.text("region"),
+        address=f"{host}:{settings.text('port')}",
+        machine_id=os.environ.get("FLY_MACHINE_ID", ""),
     )
 
 
-def _postgres_config(env: Mapping[str, str], config: AgentConfig) -> PostgresConfig:
-    directory = Path(_needed(env, "PGHA_DATA_DIR")).absolute()
+def _postgres_config(settings: Settings, config: AgentConfig) -> PostgresConfig:
+    directory = Path(settings.text("data_dir")).absolute()
     user = unprivileged()
     short = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
     return PostgresConfig(
         node=config.node,
         members=config.voters,
         host=config.address.rpartition(":")[0],
-        port=_port(env),
+        port=int(settings.text("port")),
         directory=str(directory),
-        bin_dir=str(find_binaries(env.get("PGHA_BIN_DIR", ""), user, directory.parent)),
+        bin_dir=str(find_binaries(settings.text("bin_dir"), user, directory.parent)),
         socket_dir=str(Path(tempfile.gettempdir()) / f"pgha-{short}"),
-        superuser_password=_needed(env, "PGHA_SUPERUSER_PASSWORD"),
-        replication_password=_needed(env, "PGHA_REPLICATION_PASSWORD"),
-        archive_dir=env.get("PGHA_ARCHIVE_DIR", ""),
-        restore_from=env.get("PGHA_RESTORE_FROM", ""),
-        restore_to=env.get("PGHA_RESTORE_TO", ""),
+        superuser_password=settings.text("superuser_password"),
+        replication_password=settings.text("replication_password"),
+        archive_dir=settings.text("archive_dir"),
+        restore_from=settings.text("restore_from"),
+        restore_to=settings.text("restore_to"),
     )
-
-
-def _port(env: Mapping[str, str]) -> int:
-    text = env.get("PGHA_PORT", str(DEFAULT_PORT))
-    if not text.isdigit():
-        raise InvalidInput(f"PGHA_PORT={text} is not a port number")
-    return int(text)
-
-
-def _needed(env: Mapping[str, str], *names: str) -> str:
-    for name in names:
-        if env.get(name):
-            return env[name]
-    raise InvalidInput(f"{' or '.join(names)} is not set", hint="see `pgha run --help`")
 
 
 def _first(group: BaseExceptionGroup[FlydError]) -> FlydError:
