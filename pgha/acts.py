@@ -15,6 +15,7 @@ from flyd.errors import InvariantBroken, Unavailable
 from flyd.model import PostgresLeader, encode
 from flyd.ports import KV, Clock, Delete, Put, Unchanged
 from pgha import keys
+from pgha.change import quorum_of
 from pgha.extension import Extensions
 from pgha.journal import Journal
 from pgha.model import Action, AgentConfig, Bootstrap, Decision, Doubt, Lease, Lineage, Position, View, Vote
@@ -51,7 +52,8 @@ class Acts:
         self._journal = journal
         self._extensions = extensions
         self.promoted = asyncio.Event()  # a checkpoint is due
-        self.complete_lsn = 0  # of the present term: what a quorum must have before it serves
+        self.complete_lsn = 0  # of the present term: what a quorum must have before it serves, or changes
+        self.complete = False  # ... and has had
         self._acts: dict[Action, Callable[[View, Decision], Awaitable[None]]] = {
             Action.CLAIM_BOOTSTRAP: self._claim_bootstrap,
             Action.INITIALISE: self._initialise,
@@ -68,6 +70,8 @@ class Acts:
             Action.RELEASE: self._release,
             Action.STEP_DOWN: self._step_down,
             Action.REFUSE_SWITCHOVER: self._refuse_switchover,
+            Action.SYNCHRONISE: self._synchronise,
+            Action.RECONFIGURE: self._reconfigure,
         }
 
     async def do(self, view: View, decision: Decision) -> None:
@@ -152,8 +156,9 @@ class Acts:
         parent = mine.epoch if mine is not None else view.status.timeline
         line = Lineage(epoch=epoch, node=config.node, system_id=view.data.system_id, parent=parent)
         compares = [
-            Unchanged(leader_key, self._records.mod_revision(leader_key)),
+            Unchanged(leader_key, view.leader_revision),
             Unchanged(lease_key, decision.revision),
+            Unchanged(keys.membership(config.cluster), view.membership_revision),  # whose votes were counted
             Unchanged(keys.pause(config.cluster), 0),  # who was told that it is paused can rely on that
         ]
         effects = [
@@ -166,7 +171,7 @@ class Acts:
         sent_s = self._clock.monotonic_s()
         result = await self._kv.txn(compares, effects)
         if result.succeeded:
-            self.complete_lsn = 0
+            self.complete_lsn, self.complete = 0, False
             self._term.begin(epoch, result.revision, sent_s)
             lsn = 0 if mine is None else mine.lsn
             self._record("elected", "took over", epoch, Position(timeline=parent, lsn=lsn))
@@ -177,7 +182,7 @@ class Acts:
             return
         switch_lsn = await self._postgres.promote(epoch)
         status = await self._postgres.status()
-        self.complete_lsn = max(status.flushed_lsn, switch_lsn)
+        self.complete_lsn, self.complete = max(status.flushed_lsn, switch_lsn), False
         line = next((h for h in view.history if h.epoch == epoch), None)
         if line is None:
             raise InvariantBroken(f"epoch {epoch} was won but has no lineage record")
@@ -188,8 +193,7 @@ class Acts:
             parent=line.parent,
             switch_lsn=switch_lsn,
         )
-        leader_key = keys.postgres_leader(cluster)
-        compare = Unchanged(leader_key, self._records.mod_revision(leader_key))
+        compare = Unchanged(keys.postgres_leader(cluster), view.leader_revision)
         if not (await self._kv.txn([compare], [Put(keys.history(cluster, epoch), encode(done))])).succeeded:
             raise Unavailable(f"epoch {epoch} ended while it was promoting")
         at = Position(timeline=epoch, lsn=switch_lsn)
@@ -214,8 +218,30 @@ class Acts:
             serving=serving,
             since_s=leader.since_s,
         )
-        compare = Unchanged(key, self._records.mod_revision(key))
+        compare = Unchanged(key, view.leader_revision)  # not a newer one: somebody else may lead by now
         return (await self._kv.txn([compare], [Put(key, encode(said))])).succeeded
+
+    # ----------------------------------------------------------------------- the members
+
+    async def _synchronise(self, view: View, decision: Decision) -> None:
+        """From here on no process of our Postgres takes anybody's word but theirs."""
+        self.complete = False  # also if it fails half-way
+        lsn = await self._postgres.synchronise(quorum_of(view).synchronous)
+        if view.status.primary():
+            self.complete_lsn = max(self.complete_lsn, lsn)
+
+    async def _reconfigure(self, view: View, decision: Decision) -> None:
+        """The record first, by compare; Postgres follows it (a round in between counts by the new record)."""
+        if decision.membership is None or not self._term.valid():
+            return
+        leader_key, key = keys.postgres_leader(self._config.cluster), keys.membership(self._config.cluster)
+        compares = [
+            Unchanged(leader_key, view.leader_revision),
+            Unchanged(key, view.membership_revision),
+        ]
+        if (await _soon(self._kv.txn(compares, [Put(key, encode(decision.membership))]))).succeeded:
+            at = Position(timeline=view.status.timeline, lsn=view.status.flushed_lsn)
+            self._record(decision.rule, decision.detail, self._term.epoch, at)
 
     # ----------------------------------------------------------------------- the end of a term
 

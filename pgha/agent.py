@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import structlog
 
 from flyd.errors import InvariantBroken, Unavailable
 from flyd.model import PostgresMember
 from flyd.ports import KV, Clock
+from pgha import keys
 from pgha.acts import Acts
+from pgha.change import enough
 from pgha.decide import decide, doubted, lease_alive, own_term
 from pgha.extension import Extensions, Pleas
 from pgha.journal import Journal
@@ -155,10 +158,14 @@ class Agent:
         leading = status.primary() and self._term.epoch > 0
         if leading or (self._term.epoch > 0 and status.ready):
             self._term.healthy()
-        return View(
-            voters=self._config.voters,
+        replicas = await self._postgres.replicas() if leading else ()
+        view = View(  # nothing is awaited from here on: all of one instant
+            founders=self._config.voters,
+            membership=records.membership(),
+            membership_revision=records.mod_revision(keys.membership(self._config.cluster)),
             bootstrap=records.bootstrap(),
             leader=records.leader(),
+            leader_revision=records.mod_revision(keys.postgres_leader(self._config.cluster)),
             lease=records.lease(),
             lease_revision=records.lease_revision,
             lease_seen_s=records.lease_seen_s,
@@ -169,13 +176,18 @@ class Agent:
             pause=records.pause(),
             data=data,
             status=status,
-            replicas=await self._postgres.replicas() if leading else (),
+            replicas=replicas,
             won_epoch=self._term.epoch,
             complete_lsn=self._acts.complete_lsn,
+            complete=self._acts.complete,
             unlatched_s=self._unlatched_s,
             sighting=self._suspicion.sighting,
             extension=self._extensions.given,
         )
+        if leading and not view.complete and enough(view, self._config.node):
+            self._acts.complete = True
+            view = msgspec.structs.replace(view, complete=True)
+        return view
 
     def _note(self, view: View, decision: Decision) -> None:
         """Say what changed: in the log, in the member's record, and the first doubt in the history."""

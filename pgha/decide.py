@@ -6,7 +6,8 @@ simulator and by the tests; it reads no clock (`now` is given) and does nothing.
 What the rules keep (README.md has the argument):
 - Only a node that won its epoch in this very process may be out of recovery.
 - A member that promised itself to a round follows nobody until it sees a newer lease revision.
-- A take-over needs `votes_needed` votes of one lease revision, none of them past the winner's.
+- A take-over needs as many votes of one lease revision as elect, none of them past the winner's.
+- Nobody leaves recovery before its Postgres waits for those whose word counts by etcd's record.
 - A member that told the holder to go on without etcd does not vote against it for as long as it said.
 - A round opens before the lease has run out only on the word of as many voters as it takes to elect.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flyd.model import PostgresLeader
+from pgha.change import acknowledging, onlooker, quorum_of, reconfigure, removed, synchronise, votes
 from pgha.model import (
     ANY_EPOCH,
     FIRST_TIMELINE,
@@ -28,22 +30,13 @@ from pgha.model import (
     Action,
     DataState,
     Decision,
+    Quorum,
     View,
     Vote,
 )
 from pgha.pause import held_back
 
 Rule = Callable[[View, str, float], Decision | None]
-
-
-def acks_needed(members: int) -> int:
-    """How many replicas must have flushed a commit before it is acknowledged (ANY k)."""
-    return members // 2
-
-
-def votes_needed(members: int) -> int:
-    """How many votes elect: with `acks_needed` more than there are members, so any two meet in one."""
-    return members - acks_needed(members)
 
 
 def decide(view: View, me: str, now: float) -> Decision:
@@ -71,18 +64,18 @@ def lease_alive(view: View, now: float) -> bool:
     return now - view.lease_seen_s < TTL_S or extended(view, now)
 
 
-def doubts_needed(members: int) -> int:
+def doubts_needed(quorum: Quorum) -> int:
     """How many voters must say that the holder is gone: without them no commit can be acknowledged."""
-    return votes_needed(members)
+    return quorum.votes
 
 
 def doubted(view: View) -> bool:
     """Enough voters, other than the holder, say of this very lease revision that its holder is gone."""
-    lease = view.lease
+    lease, quorum = view.lease, quorum_of(view)
     if lease is None:
         return False
-    doubters = [n for n in view.voters if n != lease.node and any(d.node == n for d in view.doubts)]
-    return len(doubters) >= doubts_needed(len(view.voters))
+    doubters = [n for n in quorum.voters if n != lease.node and any(d.node == n for d in view.doubts)]
+    return len(doubters) >= doubts_needed(quorum)
 
 
 def round_open(view: View, now: float) -> bool:
@@ -221,11 +214,11 @@ def bootstrap(view: View, me: str, now: float) -> Decision | None:
     """A cluster that never had a leader: the first voter makes it, once."""
     if view.leader is not None or view.data.state is not DataState.EMPTY:
         return None
-    if view.bootstrap is None and me == view.voters[0]:
+    if view.bootstrap is None and me == view.founders[0]:
         return Decision(rule="bootstrap_claim", action=Action.CLAIM_BOOTSTRAP)
     if view.bootstrap is not None and view.bootstrap.node == me:
         return Decision(rule="bootstrap_initialise", action=Action.INITIALISE)
-    return Decision(rule="bootstrap_wait", detail=f"waiting for {view.voters[0]} to make the cluster")
+    return Decision(rule="bootstrap_wait", detail=f"waiting for {view.founders[0]} to make the cluster")
 
 
 def no_usable_data(view: View, me: str, now: float) -> Decision | None:
@@ -259,20 +252,20 @@ def complete_term(view: View, me: str, now: float) -> Decision | None:
         return Decision(rule="promote", action=Action.PROMOTE, epoch=leader.epoch)
     if leader.serving:
         return None
-    complete = [r for r in view.replicas if r.flushed_lsn >= view.complete_lsn > 0]
-    if len(complete) >= acks_needed(len(view.voters)):
+    needed = quorum_of(view).synchronous.acks
+    if view.complete_lsn > 0 and acknowledging(view, me, view.complete_lsn) >= needed:
         return Decision(rule="serve", action=Action.SERVE, epoch=leader.epoch)
     return Decision(rule="await_quorum", detail="no quorum of replicas has everything yet")
 
 
 def lead(view: View, me: str, now: float) -> Decision | None:
-    """Open: carry on, or hand over when asked to."""
+    """Open: carry on, hand over when asked to, or change the members by a step."""
     if not own_term(view, me):
         return None
     wish = view.switchover
     if wish is None:
-        return Decision(rule="leading")
-    streaming = [r.name for r in view.replicas if r.streaming]
+        return reconfigure(view, me) or Decision(rule="leading")
+    streaming = [r.name for r in view.replicas if r.streaming and votes(view, r.name)]
     if wish.target == me or (wish.target not in streaming if wish.target else not streaming):
         detail = f"{wish.target or 'no replica'} is not a replica that streams"
         return Decision(rule="switchover_impossible", action=Action.REFUSE_SWITCHOVER, detail=detail)
@@ -294,7 +287,7 @@ def first_term(view: View, me: str, now: float) -> Decision | None:
 
 def doubt(view: View, me: str, now: float) -> Decision | None:
     """We saw that the holder is gone: say so once for this lease revision, and go on as before."""
-    if round_open(view, now) or any(d.node == me for d in view.doubts):
+    if round_open(view, now) or not votes(view, me) or any(d.node == me for d in view.doubts):
         return None
     saw = evidence(view, me, now)
     if not saw:
@@ -337,9 +330,10 @@ def cast_vote(view: View, me: str, now: float) -> Decision | None:
     return Decision(rule="vote", action=Action.VOTE, revision=view.lease_revision)
 
 
-def may_win(votes: tuple[Vote, ...], mine: Vote, members: int) -> bool:
-    """Enough votes are not past ours (so what is past ours was never acknowledged)."""
-    return sum(1 for v in votes if v.position() <= mine.position()) >= votes_needed(members)
+def may_win(cast: tuple[Vote, ...], mine: Vote, quorum: Quorum) -> bool:
+    """Enough voters are not past us (so what is past us was never acknowledged)."""
+    behind = [v for v in cast if v.node in quorum.voters and v.position() <= mine.position()]
+    return len(behind) >= quorum.votes
 
 
 def own_succession(leader: PostgresLeader, me: str) -> bool:
@@ -354,17 +348,18 @@ def own_succession(leader: PostgresLeader, me: str) -> bool:
 
 def elect(view: View, me: str, now: float) -> Decision | None:
     """Take over if we are the preferred one, or if the preferred one let its chance pass."""
-    lease, leader = view.lease, view.leader
-    mine = next((v for v in view.votes if v.node == me), None)
+    lease, leader, quorum = view.lease, view.leader, quorum_of(view)
+    cast = tuple(v for v in view.votes if v.node in quorum.voters)
+    mine = next((v for v in cast if v.node == me), None)
     if lease is None or leader is None or mine is None:
         return Decision(rule="no_lease", detail="etcd names a leader but has no lease: its keys were damaged")
-    if not may_win(view.votes, mine, len(view.voters)) and not own_succession(leader, me):
-        return Decision(rule="await_votes", detail=f"{len(view.votes)} votes, not enough for us")
+    if not may_win(cast, mine, quorum) and not own_succession(leader, me):
+        return Decision(rule="await_votes", detail=f"{len(cast)} votes, not enough for us")
     opened_s = view.lease_seen_s + (0.0 if lease.released else TTL_S)
     patient = now - opened_s < YIELD_S
-    order = sorted(view.votes, key=lambda v: (v.node != lease.target, view.voters.index(v.node)))
+    order = sorted(cast, key=lambda v: (v.node != lease.target, quorum.voters.index(v.node)))
     preferred = max(order, key=lambda v: v.position())  # of equals the first
-    absent = lease.target in view.voters and all(v.node != lease.target for v in view.votes)
+    absent = lease.target in quorum.voters and all(v.node != lease.target for v in cast)
     if patient and (absent or preferred.node != me):
         return Decision(rule="yield", detail=f"leaving the first move to {lease.target or preferred.node}")
     return Decision(
@@ -379,14 +374,17 @@ RULES: tuple[Rule, ...] = (
     old_primary,
     dead_term,
     other_history,
+    removed,
     bootstrap,
     no_usable_data,
     down,
+    synchronise,
     complete_term,
     lead,
     first_term,
     doubt,
     follow,
+    onlooker,
     cast_vote,
     elect,
 )

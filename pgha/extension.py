@@ -23,7 +23,7 @@ import structlog
 from flyd.errors import Unavailable
 from flyd.ports import KV, Clock
 from pgha import keys
-from pgha.decide import acks_needed
+from pgha.membership import settled, words_needed
 from pgha.model import ANY_EPOCH, GRACE_S, TTL_S, AgentConfig, Extension, Plea
 from pgha.observe import ClusterRecords
 from pgha.ports import Voice
@@ -130,10 +130,13 @@ class Pleas:
             await asyncio.sleep(AGAIN_S)
 
     async def _granted(self, epoch: int) -> bool:
-        """All others are asked at once; k that say yes are enough."""
+        """All other voters are asked at once; when the rest are too few to elect, that is enough."""
         config, addresses = self._config, self._records.addresses()
+        record = self._records.membership()
+        quorum = settled(config.voters) if record is None else record.quorum
         plea = Plea(cluster=config.cluster, node=config.node, epoch=epoch)
-        needed, said_yes, enough = acks_needed(len(config.voters)), 0, asyncio.Event()
+        needed = len(quorum.voters) - quorum.votes if record is None else words_needed(record)
+        said_yes, enough = 0, asyncio.Event()
 
         async def ask(address: str) -> None:
             nonlocal said_yes
@@ -142,7 +145,7 @@ class Pleas:
                 if said_yes >= needed:
                     enough.set()
 
-        others = [n for n in config.voters if n != config.node and n in addresses]
+        others = [n for n in quorum.voters if n != config.node and n in addresses]
         async with asyncio.TaskGroup() as group:
             asking = [group.create_task(ask(addresses[node])) for node in others]
             try:

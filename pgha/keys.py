@@ -3,6 +3,7 @@
 pg/<cluster>/leader              PostgresLeader  a take-over's compare-and-set; `serving` by the leader
 pg/<cluster>/members/<node>      PostgresMember  the member itself
 pg/<cluster>/bootstrap           Bootstrap       once, by compare-and-set; never changed
+pg/<cluster>/membership          Membership      its first and each step: the primary; `target`: the API
 pg/<cluster>/lease               Lease           its holder, by compare-and-set every RENEW_S
 pg/<cluster>/votes/<rev>/<node>  Vote            the voter; <rev>: 16 digits, the lease's revision
 pg/<cluster>/doubts/<node>       Doubt           the voter; it holds for one lease revision only
@@ -31,6 +32,7 @@ __all__ = [
     "history",
     "lease",
     "member",
+    "membership",
     "pause",
     "postgres_leader",
     "switchover",
@@ -57,6 +59,11 @@ def lease(name: str) -> str:
 def member(name: str, node: str) -> str:
     """What one member says of itself."""
     return postgres_members(name) + node
+
+
+def membership(name: str) -> str:
+    """Who the members are, and who they are to be."""
+    return f"{PG}{name}/membership"
 
 
 def votes(name: str, revision: int) -> str:

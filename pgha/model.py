@@ -86,6 +86,36 @@ class Bootstrap(Value, frozen=True, kw_only=True):
     node: str
 
 
+class Synchronous(Value, frozen=True, kw_only=True):
+    """Whose flushed WAL acknowledges a commit: the primary's own and that of any `acks` others of `names`."""
+
+    names: tuple[str, ...] = ()
+    acks: int = 0
+
+
+class Quorum(Value, frozen=True, kw_only=True):
+    """Both kinds of quorum: any `votes` of `voters` elect, and what acknowledges a commit.
+
+    In order of preference. Both have the same members unless a change of them is half-way.
+    """
+
+    voters: tuple[str, ...]
+    votes: int
+    synchronous: Synchronous
+
+
+class Membership(Value, frozen=True, kw_only=True):
+    """Who the members are, and who they are to be. Requests write `target`, the primary the rest, stepwise.
+
+    `added_lsn`: where flushed WAL ended when the primary first saw this target; 0: it has not yet.
+    """
+
+    quorum: Quorum
+    target: tuple[str, ...]
+    added_lsn: int = 0
+    retired: tuple[str, ...] = ()  # removed; a name never comes back: its promises went with its disk
+
+
 class Switchover(Value, frozen=True, kw_only=True):
     """A person's wish that the primary moves; to `target`, or to the best replica if empty."""
 
@@ -121,7 +151,7 @@ class AgentConfig(Value, frozen=True, kw_only=True):
 
     cluster: str
     node: str
-    voters: tuple[str, ...]
+    voters: tuple[str, ...]  # that the cluster began with; etcd's record of its members overrides them
     region: str
     address: str  # ip:port of its Postgres
     machine_id: str = ""
@@ -144,7 +174,10 @@ class Data(Value, frozen=True, kw_only=True):
 
 
 class Status(Value, frozen=True, kw_only=True):
-    """What Postgres says of itself now. Not `ready`: it runs but takes no connections yet."""
+    """What Postgres says of itself now. Not `ready`: it runs but takes no connections yet.
+
+    `synchronous` is in force in every process of it: none acknowledges by an earlier one any more.
+    """
 
     running: bool = False
     ready: bool = False
@@ -156,6 +189,7 @@ class Status(Value, frozen=True, kw_only=True):
     idle: bool = False  # in recovery, all local WAL is replayed
     upstream: str = ""  # ip:port that it is told to stream from; empty: fenced
     streaming: bool = False
+    synchronous: Synchronous = Synchronous()
 
     def primary(self) -> bool:
         """Out of recovery: it would take writes."""
@@ -212,11 +246,17 @@ class Position(Value, frozen=True, kw_only=True):
 
 
 class View(Value, frozen=True, kw_only=True):
-    """All that one decision may look at. Times are this agent's monotonic clock."""
+    """All that one decision may look at. Times are this agent's monotonic clock.
 
-    voters: tuple[str, ...]  # every member, in order of preference; constant
+    The revisions are of what the view shows: an act compares with these, never with what came in since.
+    """
+
+    founders: tuple[str, ...]  # the members that the cluster began with: all of them until there is a record
+    membership: Membership | None = None
+    membership_revision: int = 0
     bootstrap: Bootstrap | None = None
     leader: PostgresLeader | None = None
+    leader_revision: int = 0
     lease: Lease | None = None
     lease_revision: int = 0
     lease_seen_s: float = 0.0  # when this agent first saw this revision
@@ -229,7 +269,8 @@ class View(Value, frozen=True, kw_only=True):
     status: Status = Status()
     replicas: tuple[Replica, ...] = ()  # while primary
     won_epoch: int = 0  # taken over by this very process; forgotten by a restart
-    complete_lsn: int = 0  # while primary: what a quorum must have before it may serve
+    complete_lsn: int = 0  # while primary: what a quorum of those in force must have before it may serve
+    complete: bool = False  # ... and has had
     unlatched_s: float = 0.0  # since when it follows without streaming; 0: it streams
     sighting: Sighting = Sighting()  # of the present leader, by this agent itself
     extension: Extension = Extension()  # given by this very process
@@ -253,6 +294,8 @@ class Action(StrEnum):
     DEMOTE = "demote"
     RELEASE = "release"
     STEP_DOWN = "step_down"
+    SYNCHRONISE = "synchronise"
+    RECONFIGURE = "reconfigure"
     REFUSE_SWITCHOVER = "refuse_switchover"
 
 
@@ -265,4 +308,5 @@ class Decision(Value, frozen=True, kw_only=True):
     epoch: int = 0  # TAKE_OVER, PROMOTE: which
     revision: int = 0  # DOUBT, VOTE, TAKE_OVER: the lease revision it is about
     target: str = ""  # STEP_DOWN: to whom
+    membership: Membership | None = None  # RECONFIGURE: the record as it is to be
     detail: str = ""

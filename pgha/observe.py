@@ -20,7 +20,7 @@ from flyd.model import PostgresLeader, PostgresMember, Value, decode
 from flyd.ports import KV, Clock, KeyValue, Listing
 from flyd.store.keys import postgres_members
 from pgha import keys
-from pgha.model import Backup, Bootstrap, Doubt, Lease, Lineage, Pause, Switchover, Vote
+from pgha.model import Backup, Bootstrap, Doubt, Lease, Lineage, Membership, Pause, Switchover, Vote
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +102,10 @@ class ClusterRecords:
     def lease(self) -> Lease | None:
         """The holder's sign of life."""
         return self._one(keys.lease(self._cluster), Lease)
+
+    def membership(self) -> Membership | None:
+        """Who the members are; None: not recorded yet."""
+        return self._one(keys.membership(self._cluster), Membership)
 
     def switchover(self) -> Switchover | None:
         """A wish to move the primary."""

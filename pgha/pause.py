@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pgha.model import Action, Decision, View
 
-HELD_BACK = (Action.DOUBT, Action.VOTE, Action.TAKE_OVER, Action.COPY, Action.REWIND)
+HELD_BACK = (Action.DOUBT, Action.VOTE, Action.TAKE_OVER, Action.COPY, Action.REWIND, Action.RECONFIGURE)
 
 
 def held_back(view: View, decision: Decision) -> Decision:

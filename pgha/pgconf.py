@@ -1,6 +1,6 @@
 """The text of Postgres' configuration files, as this controller wants them. Pure.
 
-`synchronous_standby_names` follows from the constant list of members and is in every
+`synchronous_standby_names` follows from the record of the members (membership.py) and is in every
 member's file from before its first start (I6): no primary ever runs without it.
 Called by pgha/postgres.py.
 """
@@ -8,7 +8,7 @@ Called by pgha/postgres.py.
 from __future__ import annotations
 
 from flyd.model import Value
-from pgha.decide import acks_needed
+from pgha.model import Synchronous
 
 REPLICATION_USER = "pgha_replication"
 SUPERUSER = "postgres"
@@ -61,7 +61,7 @@ class PostgresConfig(Value, frozen=True, kw_only=True):
     """What the adapter is given once."""
 
     node: str
-    members: tuple[str, ...]
+    members: tuple[str, ...]  # that the cluster began with
     host: str
     port: int
     directory: str  # the member's own, on its volume
@@ -79,10 +79,10 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def synchronous_names(me: str, members: tuple[str, ...]) -> str:
+def synchronous_names(me: str, wanted: Synchronous) -> str:
     """`ANY k (all others)`."""
-    others = ", ".join('"' + name.replace('"', '""') + '"' for name in members if name != me)
-    return f"ANY {acks_needed(len(members))} ({others})"
+    others = ", ".join('"' + name.replace('"', '""') + '"' for name in wanted.names if name != me)
+    return f"ANY {wanted.acks} ({others})"
 
 
 def conninfo(address: str, user: str, name: str, passfile: str) -> str:
@@ -107,7 +107,7 @@ def conninfo(address: str, user: str, name: str, passfile: str) -> str:
 def server_config(
     *,
     me: str,
-    members: tuple[str, ...],
+    synchronous: Synchronous,
     host: str,
     port: int,
     socket_dir: str,
@@ -120,7 +120,7 @@ def server_config(
         "listen_addresses": host,
         "port": str(port),
         "unix_socket_directories": socket_dir,
-        "synchronous_standby_names": synchronous_names(me, members),
+        "synchronous_standby_names": synchronous_names(me, synchronous),
         "primary_conninfo": primary_conninfo,
     }
     if archive_command:

@@ -4,8 +4,8 @@ Real adapter: pgha/postgres.py. The simulator has a fake (WAL as a list). Both p
 tests/conformance/test_postgres.py. An adapter decides nothing.
 
 What every adapter is given when it is made, and never changes: the member's own name and
-address, and the constant list of all members. So `synchronous_standby_names` is
-`ANY k (all other members)` from before the first start on and there is no call to change it.
+address, and the members that the cluster began with. So `synchronous_standby_names` is
+`ANY k (all others)` from before the first start on; `synchronise` puts others there, never nobody.
 
 Postgres is *never* started outside recovery: `start` always makes a standby without
 upstream, and `promote` is the only way out. So a crash always ends a term as primary.
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from pgha.model import Answer, Data, Plea, Position, Replica, Status
+from pgha.model import Answer, Data, Plea, Position, Replica, Status, Synchronous
 
 
 class Postgres(Protocol):
@@ -65,7 +65,7 @@ class Postgres(Protocol):
         ...
 
     async def replicas(self) -> tuple[Replica, ...]:
-        """As a primary: who streams from us and how far each has flushed. Only members' names."""
+        """As a primary: who streams from us and how far each has flushed. Strangers, too."""
         ...
 
     async def follow(self, address: str) -> None:
@@ -76,6 +76,13 @@ class Postgres(Protocol):
         """Stop streaming; answer where flushed WAL ends once nothing can add to it or acknowledge any more.
 
         The walreceiver's *process* is gone on return and stays away until `follow`.
+        """
+        ...
+
+    async def synchronise(self, wanted: Synchronous) -> int:
+        """Wait for these from now on; `status().synchronous` says so once no process goes by others.
+
+        Answers an LSN past everything that a primary has acknowledged by earlier ones.
         """
         ...
 

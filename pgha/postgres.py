@@ -26,11 +26,13 @@ from pgha import backups, newdata, pgconf, wal
 from pgha.archive import push_command, push_script
 from pgha.archive_owner import owned_file
 from pgha.exits import Exits
-from pgha.model import Data, DataState, Position, Replica, Status
+from pgha.membership import settled
+from pgha.model import Data, DataState, Position, Replica, Status, Synchronous
 from pgha.pgconf import PostgresConfig
 from pgha.process_table import send, walreceivers
 from pgha.processes import Tools, bound_command, give_tree, kill_all, require_reachable, unprivileged
 from pgha.session import SqlSession, probe
+from pgha.synchronous import take_effect
 
 START_S = 20.0
 FENCE_S = 5.0
@@ -61,6 +63,8 @@ class RealPostgres:
         self._sql = SqlSession(config.socket_dir, config.port, pgconf.SUPERUSER)
         self._exits = Exits()
         self._upstream = ""
+        self._wanted = settled(config.members).synchronous
+        self._in_force = Synchronous()
         for folder in (self._base, Path(config.socket_dir)):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             if os.geteuid() == 0:
@@ -134,6 +138,7 @@ class RealPostgres:
             cwd=self._base, env=self._tools.env(), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         self._exits.watch("server", process.pid)
+        self._in_force = self._wanted
         socket = Path(self._config.socket_dir) / f".s.PGSQL.{self._config.port}"
         try:
             async with asyncio.timeout(START_S):
@@ -195,6 +200,7 @@ class RealPostgres:
             idle=bool(in_recovery) and waiting in wal.IDLE_WAITS,
             upstream=self._upstream,
             streaming=bool(receiver),
+            synchronous=self._in_force,
         )
 
     async def wait_ended(self) -> None:
@@ -202,12 +208,11 @@ class RealPostgres:
         await self._exits.wait()
 
     async def replicas(self) -> tuple[Replica, ...]:
-        """From pg_stat_replication; strangers are left out."""
+        """From pg_stat_replication; of two connections of one name, the one that is further."""
         rows = await self._sql.query(wal.REPLICAS_SQL)
         best: dict[str, Replica] = {}
         for name, flushed, streaming in rows:
-            if name in self._config.members and name != self._config.node:
-                best[name] = Replica(name=name, flushed_lsn=flushed or 0, streaming=streaming)
+            best[name] = Replica(name=name, flushed_lsn=flushed or 0, streaming=streaming)
         return tuple(best[name] for name in sorted(best))
 
     # ----------------------------------------------------------------------- streaming
@@ -247,6 +252,17 @@ class RealPostgres:
         raise Unavailable(f"local WAL is not replayed within {FENCE_S} s")
 
     # ----------------------------------------------------------------------- becoming another
+
+    async def synchronise(self, wanted: Synchronous) -> int:
+        """See synchronous.py for why a reload is not enough."""
+        counted = frozenset((*self._wanted.names, *wanted.names))
+        self._wanted, self._in_force = wanted, Synchronous()
+        self._configure(self._upstream, self._config.node)
+        self._reload()
+        text = pgconf.synchronous_names(self._config.node, wanted)
+        await take_effect(self._config, self._data, text, counted)
+        self._in_force = wanted
+        return (await self.status()).flushed_lsn
 
     async def promote(self, timeline: int) -> int:
         """Out of recovery; the placeholders make Postgres choose `timeline` (T9)."""
@@ -341,7 +357,7 @@ class RealPostgres:
         conninfo = pgconf.conninfo(upstream, user, name, passfile) if upstream else ""
         text = pgconf.server_config(
             me=config.node,
-            members=config.members,
+            synchronous=self._wanted,
             host=config.host,
             port=config.port,
             socket_dir=config.socket_dir,

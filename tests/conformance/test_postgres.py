@@ -17,7 +17,8 @@ import pytest
 from flyd.errors import Refused, Unavailable
 from pgha.binaries import find_binaries
 from pgha.lookout import TcpLookout
-from pgha.model import Answer, DataState, Status
+from pgha.membership import settled
+from pgha.model import Answer, DataState, Status, Synchronous
 from pgha.pgconf import PostgresConfig
 from pgha.postgres import RealPostgres
 from pgha.process_table import server_pids
@@ -139,6 +140,20 @@ async def test_streaming_fencing_promotion_and_rewind(pair: Pair) -> None:
     assert status.timeline == 2
     second = await make_replica(pair)
     assert [r.name for r in await first.replicas()] == ["pg-2"]
+
+    # Others are to acknowledge: once it says so, no process goes by the old word.
+    assert (await first.status()).synchronous == settled(NODES).synchronous
+    both = Synchronous(names=NODES, acks=2)
+    lsn = await first.synchronise(both)
+    assert 0 < lsn <= (status := await first.status()).flushed_lsn
+    assert status.synchronous == both
+    async with await pair.connect(0) as client:
+        waiting = asyncio.ensure_future(client.execute("CREATE TABLE waits (n int)"))  # noqa: TID251
+        await wait_for(second.status, lambda s: s.streaming and s.flushed_lsn > lsn)
+        assert not (await asyncio.wait({waiting}, timeout=0.3))[0], "one acknowledges where two are needed"
+        await first.synchronise(settled(NODES).synchronous)
+        await waiting
+    await wait_for(second.status, lambda s: s.streaming)
 
     # A commit waits for the replica's disk.
     async with await pair.connect(0) as client:

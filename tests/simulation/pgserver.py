@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pgha.model import DataState, Replica, Status
+from pgha.membership import settled
+from pgha.model import DataState, Replica, Status, Synchronous
 from tests.simulation.ledger import Entry, Ledger
 from tests.simulation.loop import Stream, current
 from tests.simulation.network import Network
@@ -103,11 +104,7 @@ class Node(Protocol):
     server: Server | None
     refused: list[str]
     ended: asyncio.Event
-
-    @property
-    def members(self) -> int:
-        """How many nodes the cluster has."""
-        ...
+    founders: tuple[str, ...]
 
     def next_session(self) -> int:
         """A number that this node has never used."""
@@ -131,6 +128,7 @@ class Server:
         self.session = 0
         self.streaming = False
         self.replayed = 0
+        self.synchronous = settled(node.founders).synchronous
         self._answer: asyncio.Future[tuple[Entry, ...] | None] | None = None  # that we wait for
         self.receivers: dict[str, Receiver] = {}
         self._commits: list[Commit] = []
@@ -182,6 +180,7 @@ class Server:
             idle=self.in_recovery and self.replayed == disk.flushed,
             upstream=self.upstream,
             streaming=self.streaming,
+            synchronous=self.synchronous,
         )
 
     def timeline(self) -> int:
@@ -289,9 +288,10 @@ class Server:
         if not self.ready or request.system_id != disk.system_id or not acceptable:
             request.reply(None)
             return
-        standby = self.node.peer(request.name).disk
-        if request.first:
-            ours = standby.wal[: request.lsn]
+        standby = self.node.peer(request.name)
+        asks_still = standby.server is not None and standby.server.session == request.session
+        if request.first and asks_still:  # else its disk may have other WAL by now
+            ours = standby.disk.wal[: request.lsn]
             self.node.ledger.check_prefix(request.name, self.node.name, ours, disk.wal)
         self.receivers[request.name] = Receiver(request.session, request.lsn, current().time(), request)
         self._release()
@@ -327,13 +327,22 @@ class Server:
 
     def _release(self) -> None:
         """Acknowledge the commits that ANY k standbys have flushed."""
-        needed = self.node.members // 2
-        flushed = sorted((r.flushed for r in self.receivers.values()), reverse=True)
+        needed, names = self.synchronous.acks, self.synchronous.names
+        flushed = sorted((r.flushed for n, r in self.receivers.items() if n in names), reverse=True)
         safe = min(flushed[needed - 1] if len(flushed) >= needed else 0, self.node.disk.flushed)
         while self._commits and self._commits[0].lsn <= safe and not self.stopping:
             commit = self._commits.pop(0)
             self.node.ledger.acknowledge(commit.row, self.node.name, commit.timeline)
             commit.reply(True)
+
+    def synchronise(self, wanted: Synchronous) -> int:
+        """Commits wait for these from now on; every stream breaks, as those of ended walsenders do."""
+        self.synchronous = wanted
+        for _, receiver in sorted(self.receivers.items()):
+            if receiver.waiting is not None:
+                receiver.waiting.reply(None)
+        self.receivers.clear()
+        return self.node.disk.flushed
 
     def promote(self, timeline: int) -> int:
         """Leave recovery; answers where the new timeline leaves the old one."""

@@ -12,8 +12,10 @@ from unittest import mock
 
 import msgspec
 
+import pgha.agent
 import pgha.decide
 import pgha.extension
+import pgha.membership
 import pgha.model
 import pgha.term
 from flyd.machines import checks, leases, updates
@@ -345,4 +347,18 @@ def voter_that_breaks_its_word() -> Generator[None]:
         mock.patch.object(pgha.decide, "extended", _never),
         mock.patch.object(pgha.extension.Extensions, "close", return_value=True),
     ):
+        yield
+
+
+@contextmanager
+def members_in_any_order() -> Generator[None]:
+    """A change of members that does not look whether the quorums still overlap after its next step."""
+    with mock.patch.object(pgha.membership, "overlap", return_value=True):
+        yield
+
+
+@contextmanager
+def voters_that_do_not_wait() -> Generator[None]:
+    """Voters change although what was acknowledged before is with no quorum of the new members."""
+    with mock.patch.object(pgha.agent, "enough", return_value=True):
         yield

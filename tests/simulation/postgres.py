@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flyd.errors import FlydError, InvariantBroken, Refused, Unavailable
-from pgha.model import Answer, Data, DataState, Position, Replica, Status
+from pgha.model import Answer, Data, DataState, Position, Replica, Status, Synchronous
 from tests.simulation.ledger import Entry, Ledger
 from tests.simulation.loop import current, stream
 from tests.simulation.network import Network
@@ -44,14 +44,10 @@ class PostgresHost:
         self.dark = False  # no power: connections to it are not even refused
         self.refused: list[str] = []  # members whose connections somebody else resets and refuses
         self.ended = asyncio.Event()  # the server, or its stream from a primary, has
+        self.founders: tuple[str, ...] = ()
         self._hosts = hosts
         self._sessions = 0
         self._asks: dict[int, asyncio.Future[Any]] = {}
-
-    @property
-    def members(self) -> int:
-        """How many nodes the cluster has."""
-        return len(self._hosts)
 
     @property
     def process(self) -> str:
@@ -210,6 +206,11 @@ class SimulatedPostgres:
             return Position(timeline=self._host.disk.timeline(), lsn=self._host.disk.flushed)
 
         return await self._host.ask(close)
+
+    async def synchronise(self, wanted: Synchronous) -> int:
+        """The new configuration is not in force at once, and until then the old one is."""
+        await self._work((0.001, 0.1))
+        return await self._host.ask(lambda server: server.synchronise(wanted))
 
     async def promote(self, timeline: int) -> int:
         host = self._host

@@ -1,11 +1,10 @@
 """The Postgres world: three real pgha agents over fake servers, clients, and faults.
 
-Owns the fault schedule, the clients and the end of a run. Checkers always on: ledger.py, and
-here: TTL - margin after its last renewal an old primary is dead, by then succeeded or not, unless
-its killer was held up (I7, I8); a round opens before the lease is old only on a quorum's word; and a new
-primary serves only when a quorum has what it begins with (I9). After the
-faults: a serving primary within HEAL_S, which has every acknowledged row, and all three
-members stream again.
+Owns the fault schedule, the clients and the end of a run. Checkers always on: ledger.py, and here: TTL -
+margin after its last renewal an old primary is dead, by then succeeded or not, unless its killer was held up
+(I7, I8); a round opens before the lease is old only on a quorum's word; and a new primary serves only when a
+quorum has what it begins with (I9). After the faults: a serving primary within HEAL_S, which has every
+acknowledged row, and all members stream again.
 
 Called by tests/simulation/runner.py.
 """
@@ -19,8 +18,8 @@ from flyd.model import PostgresLeader, decode, encode
 from flyd.ports import Change, Put
 from pgha import keys
 from pgha.agent import Agent
-from pgha.decide import votes_needed
-from pgha.model import MARGIN_S, TTL_S, AgentConfig, Doubt, Lease, Switchover
+from pgha.membership import settled
+from pgha.model import MARGIN_S, TTL_S, AgentConfig, Doubt, Lease, Membership, Switchover
 from tests.simulation.ledger import Ledger, Violation
 from tests.simulation.loop import current, stream
 from tests.simulation.network import CALM, ETCD, ROUGH, Network, SimulatedClock, SimulatedKV, Store
@@ -28,7 +27,7 @@ from tests.simulation.pgserver import Server
 from tests.simulation.postgres import PostgresHost, SimulatedKiller, SimulatedLookout, SimulatedPostgres
 from tests.simulation.voice import Heard, SimulatedVoice
 
-NODES = ("ams", "iad", "sin")
+NODES: tuple[str, ...] = ("ams", "iad", "sin")
 CLUSTER = "chat-db"
 CLIENT = "client"
 ANSWER_S = 2.0
@@ -52,12 +51,15 @@ class PostgresWorld:
         self.store = Store()
         self.ledger = Ledger()
         self.hosts: dict[str, PostgresHost] = {}
-        for name in NODES:
-            self.hosts[name] = PostgresHost(name, self.network, self.ledger, self.hosts)
         self._ears: dict[str, Heard] = {}
-        self._killers: dict[str, list[SimulatedKiller]] = {name: [] for name in NODES}
+        self._killers: dict[str, list[SimulatedKiller]] = {}
+        self.nodes = NODES  # that have a machine
+        self.healing = False
+        self.membership = Membership(quorum=settled(NODES), target=NODES)
+        for name in NODES:
+            self.make_host(name)
         self._held_up_s: dict[str, float] = {}  # node -> when its killer last began or went on
-        self._leader: PostgresLeader | None = None
+        self.leader: PostgresLeader | None = None
         self._lease = Lease(epoch=0, node="")
         self._renewed_s = loop.time()  # when the lease's holder last changed it
         self._doubters: set[str] = set()  # of the lease as it is; never iterated
@@ -65,10 +67,16 @@ class PostgresWorld:
 
     # ------------------------------------------------------------------ who runs
 
+    def make_host(self, name: str) -> None:
+        """A machine for a member."""
+        self.hosts[name] = PostgresHost(name, self.network, self.ledger, self.hosts)
+        self.hosts[name].founders = NODES
+        self._killers[name] = []
+
     def start_agent(self, name: str) -> None:
         """Start pgha on a node, unless it runs."""
         loop = current()
-        if loop.alive(f"{name}/pgha"):
+        if loop.alive(f"{name}/pgha") or name not in self.nodes:
             return
         self._lose_agent(name)
         self._held_up_s[name] = loop.time()
@@ -91,12 +99,20 @@ class PostgresWorld:
         for killer in self._killers[name]:
             killer.lose_agent()
 
+    def end_machine(self, name: str, *, dark: bool) -> None:
+        """Nothing of it runs any more."""
+        current().crash(f"{name}/pgha")
+        for process in self._killer_processes(name):
+            current().crash(process)
+        self.hosts[name].dark = dark
+        self.hosts[name].power_cut()
+
     def _killer_processes(self, name: str) -> list[str]:
         return [killer.process for killer in self._killers[name]]
 
     def primary(self) -> PostgresHost | None:
         """The serving primary, if its server is there."""
-        leader = self._leader
+        leader = self.leader
         if leader is None or not leader.serving:
             return None
         host = self.hosts[leader.node]
@@ -107,12 +123,14 @@ class PostgresWorld:
             if change.value is None:
                 continue
             if change.key == keys.postgres_leader(CLUSTER):
-                before, self._leader = self._leader, decode(change.value.value, PostgresLeader)
-                if before is not None and before.epoch != self._leader.epoch:
+                before, self.leader = self.leader, decode(change.value.value, PostgresLeader)
+                if before is not None and before.epoch != self.leader.epoch:
                     self._check_reason(before)
                     self._check_old_primary(before)
-                if self._leader.serving:
-                    self._check_complete(self._leader)
+                if self.leader.serving:
+                    self._check_complete(self.leader)
+            elif change.key == keys.membership(CLUSTER):
+                self.membership = decode(change.value.value, Membership)
             elif change.key.startswith(keys.doubts(CLUSTER)):
                 self._doubters.add(decode(change.value.value, Doubt).node)
         for change in changes:  # after the leader: a take-over changes both
@@ -124,7 +142,8 @@ class PostgresWorld:
     def _check_reason(self, old: PostgresLeader) -> None:
         """The lease was given back, or its time was over, or a quorum of the others said that it is gone."""
         early = not self._lease.released and current().time() - self._renewed_s < TTL_S
-        if early and len(self._doubters - {old.node}) < votes_needed(len(NODES)):
+        quorum = self.membership.quorum
+        if early and len(self._doubters.intersection(quorum.voters) - {old.node}) < quorum.votes:
             current().fail(f"hasty: {old.node} of epoch {old.epoch} was succeeded without reason")
 
     def _check_old_primary(self, old: PostgresLeader) -> None:
@@ -145,14 +164,15 @@ class PostgresWorld:
         )
         alive = self.hosts[name].server is server and not server.in_recovery and not server.stopping
         if alive and not held_up and server.timeline() == old.epoch:
-            loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self._leader} leads")
+            loop.fail(f"stale primary: {name} of epoch {old.epoch} still runs when {self.leader} leads")
 
     def _check_complete(self, leader: PostgresLeader) -> None:
         """Before clients are let in, a quorum has all that the new primary begins with (I9)."""
         epoch = leader.epoch
-        others = [host for host in self.hosts.values() if host.name != leader.node]
+        synchronous = self.membership.quorum.synchronous
+        others = [h for h in self.hosts.values() if h.name != leader.node and h.name in synchronous.names]
         have = [h.name for h in others if any(entry.timeline == epoch for entry in h.disk.wal)]
-        if len(have) < len(NODES) // 2:
+        if len(have) < synchronous.acks:
             current().fail(f"complete: {leader.node} serves in epoch {epoch} and no quorum has its beginning")
 
     # ------------------------------------------------------------------ clients
@@ -170,7 +190,7 @@ class PostgresWorld:
     async def write_anywhere(self) -> None:
         """A client with an old address: writes to whoever takes it, and stays."""
         while True:
-            target = self.hosts[self.chance.choice(NODES)]
+            target = self.hosts[self.chance.choice(self.nodes)]
             while await self._insert(target):
                 await asyncio.sleep(self.chance.uniform(0.01, 0.2))
             await asyncio.sleep(self.chance.uniform(0.05, 0.5))
@@ -204,22 +224,22 @@ class PostgresWorld:
     async def run(self) -> str:
         """Form the cluster, let it suffer, let it heal, check."""
         loop = current()
-        for name in NODES:
+        for name in self.nodes:
             self.start_agent(name)
         loop.spawn(f"{CLIENT}/endpoint", self.write_through_endpoint())
         loop.spawn(f"{CLIENT}/anywhere", self.write_anywhere())
         if self.chance.random() < 0.8:
-            await self._wait("the cluster forms", lambda: self.primary() is not None, HEAL_S)
+            await self.wait("the cluster forms", lambda: self.primary() is not None, HEAL_S)
         end = loop.time() + self._faults_s
         while loop.time() < end:
             await asyncio.sleep(self.chance.uniform(0.1, 4))
             self._one_fault()
-        await self._heal()
-        return f"{len(self.ledger.acknowledged)} rows, epoch {self._leader.epoch if self._leader else 0}"
+        await self.heal()
+        return f"{len(self.ledger.acknowledged)} rows, epoch {self.leader.epoch if self.leader else 0}"
 
     def _one_fault(self) -> None:
-        name = self.chance.choice(NODES)
-        leader = self._leader
+        name = self.chance.choice(self.nodes)
+        leader = self.leader
         if leader is not None and self.chance.random() < 0.5:
             name = leader.node  # most of what is interesting happens to the primary
         fault = self.chance.choice(self._faults())
@@ -254,11 +274,7 @@ class PostgresWorld:
 
     def _power_cut(self, name: str) -> None:
         current().note(f"power cut {name}")
-        current().crash(f"{name}/pgha")
-        for process in self._killer_processes(name):
-            current().crash(process)
-        self.hosts[name].dark = self.chance.random() < 0.5
-        self.hosts[name].power_cut()
+        self.end_machine(name, dark=self.chance.random() < 0.5)
         self._later((0.3, 12), lambda: self.start_agent(name))
 
     def _crash_agent(self, name: str) -> None:
@@ -272,8 +288,7 @@ class PostgresWorld:
     def _freeze_agent(self, name: str) -> None:
         self._freeze(name, f"{name}/pgha")
 
-    def _freeze_agent_and_killer(self, name: str) -> None:
-        """The writes are safe even so; only stale reads are not bounded then."""
+    def _freeze_agent_and_killer(self, name: str) -> None:  # stale reads are not bounded then
         self._freeze(name, f"{name}/pgha", *self._killer_processes(name))
 
     def _freeze_server(self, name: str) -> None:
@@ -299,19 +314,19 @@ class PostgresWorld:
         self._later((0.3, 8), self.network.heal)
 
     def _cut_off(self, name: str) -> None:
-        for other in (*NODES, ETCD, CLIENT):
+        for other in (*self.nodes, ETCD, CLIENT):
             if other != name:
                 self.network.cut(name, other)
         self._later((0.3, 8), self.network.heal)
 
     def _cut_one_link(self, name: str) -> None:
-        self.network.cut(name, self.chance.choice([n for n in NODES if n != name]))
+        self.network.cut(name, self.chance.choice([n for n in self.nodes if n != name]))
         self._later((0.3, 8), self.network.heal)
 
     def _refuse(self, name: str) -> None:
         """A firewall resets and refuses some or all of its connections, while it lives: false evidence."""
         host = self.hosts[name]
-        others = [other for other in NODES if other != name]
+        others = [other for other in self.nodes if other != name]
         host.refused = others if self.chance.random() < 0.6 else [self.chance.choice(others)]
         current().note(f"{name} seems to refuse {host.refused}")
         for other in host.refused:
@@ -320,13 +335,13 @@ class PostgresWorld:
 
     def _blip(self, name: str) -> None:
         """Cut off for less than anybody should mind."""
-        for other in (*NODES, ETCD, CLIENT):
+        for other in (*self.nodes, ETCD, CLIENT):
             if other != name:
                 self.network.cut(name, other)
         self._later((0.05, 0.6), self.network.heal)
 
     def _etcd_outage(self, _name: str) -> None:
-        for node in NODES:
+        for node in self.nodes:
             self.network.cut(node, ETCD)
         self._later((0.3, 6), self.network.heal)
 
@@ -346,39 +361,40 @@ class PostgresWorld:
 
     # ------------------------------------------------------------------ the end
 
-    async def _heal(self) -> None:
+    async def heal(self) -> None:
         loop = current()
+        self.healing = True
         self.network.heal()
         self._calm()
-        for name in NODES:
+        for name in self.nodes:
             self.hosts[name].refused = []
             for process in (f"{name}/pgha", f"{name}/postgres", *self._killer_processes(name)):
                 loop.resume(process)
             self.start_agent(name)
         loop.note("healed")
         acknowledged = len(self.ledger.acknowledged)
-        await self._wait(
+        await self.wait(
             "rows are acknowledged again",
             lambda: len(self.ledger.acknowledged) >= acknowledged + ROWS_AT_LEAST,
             HEAL_S,
         )
-        await self._wait("all members stream again", self._all_stream, STREAM_S)
+        await self.wait("all members stream again", self.all_stream, STREAM_S)
         primary = self.primary()
         if primary is None:
             raise Violation("no primary at the end")
         self.ledger.check_lost(f"{primary.name}, the primary at the end,", primary.disk.wal, ANY_EPOCH)
 
-    def _all_stream(self) -> bool:
+    def all_stream(self) -> bool:
         primary = self.primary()
-        others = [host for host in self.hosts.values() if host is not primary]
+        others = [host for host in self.hosts.values() if host is not primary and host.name in self.nodes]
         return primary is not None and all(
             h.server is not None and h.server.streaming and h.server.upstream == primary.address
             for h in others
         )
 
-    async def _wait(self, what: str, reached: Callable[[], bool], limit_s: float) -> None:
+    async def wait(self, what: str, reached: Callable[[], bool], limit_s: float) -> None:
         deadline = current().time() + limit_s
         while not reached():
             if current().time() > deadline:
-                raise Violation(f"not within {limit_s:.0f} s: {what}; leader {self._leader}")
+                raise Violation(f"not within {limit_s:.0f} s: {what}; leader {self.leader}")
             await asyncio.sleep(0.1)

@@ -24,10 +24,10 @@ class Outage(PostgresWorld):
         for name in NODES:
             self.start_agent(name)
         loop.spawn("client/endpoint", self.write_through_endpoint())
-        await self._wait("the cluster forms", lambda: self.primary() is not None, HEAL_S)
-        await self._wait("all stream", self._all_stream, HEAL_S)
+        await self.wait("the cluster forms", lambda: self.primary() is not None, HEAL_S)
+        await self.wait("all stream", self.all_stream, HEAL_S)
         await asyncio.sleep(self.chance.uniform(2 * TTL_S, 3 * TTL_S))
-        before = self._leader
+        before = self.leader
         assert before is not None
         for name in NODES:
             self.network.cut(name, ETCD)
@@ -38,12 +38,12 @@ class Outage(PostgresWorld):
         longest_s = max(longest_s, await self._longest_pause_s(1.0))
         self.network.heal()
         longest_s = max(longest_s, await self._longest_pause_s(3 * TTL_S))
-        if self._leader is None or self._leader.epoch != before.epoch:
-            loop.fail(f"needless: {before.node} of epoch {before.epoch} was succeeded by {self._leader}")
+        if self.leader is None or self.leader.epoch != before.epoch:
+            loop.fail(f"needless: {before.node} of epoch {before.epoch} was succeeded by {self.leader}")
         if longest_s > 1.0:
             loop.fail(f"gap: no row for {longest_s:.2f} s")
         self._power_cut(before.node)
-        await self._heal()
+        await self.heal()
         return f"{len(self.ledger.acknowledged)} rows"
 
     async def _longest_pause_s(self, for_s: float) -> float:

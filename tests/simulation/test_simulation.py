@@ -17,7 +17,7 @@ import pytest
 from tests.simulation import planted
 from tests.simulation.runner import replay_command, run_world
 
-SEEDS = {"machines": range(1, 141), "postgres": range(1, 91)}
+SEEDS = {"machines": range(1, 141), "postgres": range(1, 91), "members": range(1, 31)}
 CHUNK = 10
 
 
@@ -78,6 +78,8 @@ def test_a_seed_gives_the_same_history_in_any_process(world: str):
         ("postgres", planted.take_over_on_one_word, "lost:|two primaries:", 100),
         ("postgres", planted.round_on_one_word, "hasty:", 100),
         ("postgres", planted.primary_that_never_ends, "stale primary:", 30),
+        ("members", planted.members_in_any_order, "overlap:", 10),
+        ("members", planted.voters_that_do_not_wait, "lost:", 500),
     ],
 )
 def test_a_planted_bug_is_found(

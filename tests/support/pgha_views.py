@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from flyd.model import PostgresLeader
+from pgha.membership import settled
 from pgha.model import (
     TTL_S,
     YIELD_S,
@@ -13,6 +14,7 @@ from pgha.model import (
     DataState,
     Lease,
     Lineage,
+    Membership,
     Replica,
     Status,
     View,
@@ -39,6 +41,7 @@ HISTORY = (
     Lineage(epoch=2, node="a", system_id="7", parent=1, switch_lsn=10),
     Lineage(epoch=4, node="a", system_id="7", parent=2, switch_lsn=80),
 )
+SYNCHRONOUS = settled(NODES).synchronous
 STANDBY = Status(
     running=True,
     ready=True,
@@ -48,17 +51,27 @@ STANDBY = Status(
     idle=True,
     upstream=leader().address,
     streaming=True,
+    synchronous=SYNCHRONOUS,
 )
-PRIMARY = Status(running=True, ready=True, in_recovery=False, timeline=4, flushed_lsn=100, replayed_lsn=100)
+PRIMARY = Status(
+    running=True,
+    ready=True,
+    in_recovery=False,
+    timeline=4,
+    flushed_lsn=100,
+    replayed_lsn=100,
+    synchronous=SYNCHRONOUS,
+)
 FENCED = msgspec.structs.replace(STANDBY, upstream="", streaming=False)
 # A replica of a living leader; every example changes something of it.
 CALM = View(
-    voters=NODES,
+    founders=NODES,
     bootstrap=Bootstrap(node="a"),
     leader=leader(),
     lease=Lease(epoch=4, node="a", count=9),
     lease_revision=50,
     lease_seen_s=NOW - 0.3,
+    membership=Membership(quorum=settled(NODES), target=NODES),
     history=HISTORY,
     data=Data(state=DataState.READY, system_id="7", promised=20),
     status=STANDBY,
@@ -73,7 +86,7 @@ LEADING = msgspec.structs.replace(
 PROMISED = Data(state=DataState.READY, system_id="7", promised=50)
 ROUND = msgspec.structs.replace(CALM, lease_seen_s=OLD, status=FENCED, data=PROMISED)
 EMPTY = msgspec.structs.replace(CALM, data=Data(), status=Status())
-NEW = View(voters=NODES)
+NEW = View(founders=NODES)
 
 
 def but(view: View, **changes: object) -> View:

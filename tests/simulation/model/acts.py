@@ -22,9 +22,23 @@ import msgspec
 from flyd.errors import Unavailable
 from flyd.ports import KV
 from pgha import acts as pgha_acts
+from pgha import keys
 from pgha.acts import Acts
+from pgha.change import enough
 from pgha.decide import decide
-from pgha.model import TTL_S, YIELD_S, Action, AgentConfig, Data, DataState, Decision, Position, Status, View
+from pgha.model import (
+    TTL_S,
+    YIELD_S,
+    Action,
+    AgentConfig,
+    Data,
+    DataState,
+    Decision,
+    Position,
+    Replica,
+    Status,
+    View,
+)
 from pgha.observe import ClusterRecords
 from pgha.term import Term
 from tests.simulation.model.world import (
@@ -51,8 +65,10 @@ LOOKS_AT: dict[Action, tuple[str, ...]] = {
     Action.REWIND: (),
     Action.COPY: (),
     Action.VOTE: (),
-    Action.TAKE_OVER: ("votes",),
-    Action.PROMOTE: ("history",),
+    Action.TAKE_OVER: ("votes", "leader_revision", "membership_revision"),
+    Action.PROMOTE: ("history", "leader_revision"),
+    Action.SYNCHRONISE: ("membership",),
+    Action.RECONFIGURE: ("leader_revision", "membership_revision"),
     Action.DEMOTE: (),
     Action.RELEASE: (),
 }
@@ -89,7 +105,7 @@ _numbers: dict[Act, int] = {}
 
 def forget() -> None:
     """Decide afresh: a mutant came or went."""
-    for remembered in (_turns, _answered, _step, next_request):
+    for remembered in (_turns, answered, _step, next_request):
         remembered.cache_clear()
     _acts.clear()
     _numbers.clear()
@@ -102,7 +118,7 @@ def describe(act: int) -> str:
 
 def turns(number: int, member: Member, etcd: Etcd, last_epoch: int) -> tuple[Step, ...]:
     """What this agent may set out to do on what it sees: by a right clock and by a wrong one."""
-    return _turns(number, member._replace(reports=(), alive=True, renewed=0, act=0), etcd, last_epoch)
+    return _turns(number, member._replace(alive=True, renewed=0, act=0), etcd, last_epoch)
 
 
 @cache
@@ -119,7 +135,7 @@ def _turns(number: int, member: Member, etcd: Etcd, last_epoch: int) -> tuple[St
 
 def _begin(number: int, view: View, decision: Decision, etcd: Etcd) -> Step:
     kept = {name: getattr(view, name) for name in LOOKS_AT[decision.action]}
-    small = View(voters=NODES, data=Data(system_id=SYSTEM), **kept)
+    small = View(founders=NODES, data=Data(system_id=SYSTEM), **kept)
     plain = msgspec.structs.replace(decision, detail="", rule=decision.action.value)
     known = etcd if decision.action is Action.TAKE_OVER else None
     return _step(_number(Act(number, small, plain, known)))
@@ -132,15 +148,11 @@ def _number(act: Act) -> int:
     return _numbers[act]
 
 
-def answered(act: int, answer: Hashable, etcd: Etcd) -> Step:
-    """The act after its request has got this answer; etcd is what its agent knows by now."""
-    return _answered(act, answer, etcd if _acts[act - 1].decision.action is Action.PROMOTE else None)
-
-
 @cache
-def _answered(act: int, answer: Hashable, known: Etcd | None) -> Step:
+def answered(act: int, answer: Hashable) -> Step:
+    """The act after its request has got this answer."""
     before = _acts[act - 1]
-    return _step(_number(before._replace(answers=(*before.answers, (answer, known)))))
+    return _step(_number(before._replace(answers=(*before.answers, answer))))
 
 
 @cache
@@ -157,10 +169,13 @@ def next_request(act: int) -> Request:
 def _view(number: int, member: Member, etcd: Etcd, lease_seen_s: float) -> View:
     records = _records(etcd)
     state = DataState.DAMAGED if member.damaged else DataState.READY
-    return View(
-        voters=NODES,
+    view = View(
+        founders=NODES,
+        membership=records.membership(),
+        membership_revision=records.mod_revision(keys.membership(CLUSTER)),
         bootstrap=records.bootstrap(),
         leader=records.leader(),
+        leader_revision=records.mod_revision(keys.postgres_leader(CLUSTER)),
         lease=records.lease(),
         lease_revision=records.lease_revision,
         lease_seen_s=lease_seen_s,
@@ -169,7 +184,15 @@ def _view(number: int, member: Member, etcd: Etcd, lease_seen_s: float) -> View:
         data=Data(state=state, system_id=SYSTEM, promised=member.promised),
         status=status_of(member),
         won_epoch=member.won,
+        replicas=tuple(
+            Replica(name=NODES[n], flushed_lsn=lsn)
+            for n, lsn in enumerate(member.reports)
+            if n != number and lsn
+        ),
+        complete_lsn=member.complete_lsn,
     )
+    # The agent remembers that it was enough; here reports only grow, so it still is.
+    return msgspec.structs.replace(view, complete=member.primary() and enough(view, NODES[number]))
 
 
 def status_of(member: Member) -> Status:
@@ -187,6 +210,7 @@ def status_of(member: Member) -> Status:
         idle=member.recovering,
         upstream="" if member.upstream == NOBODY else address(member.upstream),
         streaming=member.upstream != NOBODY,
+        synchronous=member.synchronous,
     )
 
 
@@ -312,10 +336,8 @@ def _step(act: int) -> Step:
         steps = acts.do(view, decision).__await__()
         try:
             request = next(steps)
-            for answer, known in answers:
+            for answer in answers:
                 term.became = None
-                if known is not None:
-                    _feed(records.refresh(), listing(known))
                 request = steps.send(answer)
         except (StopIteration, Unavailable):
             return Step(0, None, term.became)

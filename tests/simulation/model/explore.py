@@ -7,13 +7,25 @@ top of other WAL), by which a mutant must be found; and how that is kept (I1-I6 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 from flyd.model import decode
 from pgha import keys
 from pgha.model import Lineage
 from tests.simulation.model.steps import Bounds, successors
-from tests.simulation.model.world import CLUSTER, NOBODY, NODES, Said, World, first_world, get, read, timeline
+from tests.simulation.model.world import (
+    CLUSTER,
+    NOBODY,
+    NODES,
+    Said,
+    World,
+    counts,
+    first_world,
+    get,
+    read,
+    timeline,
+)
 
 # Of three: not asked of pgha, where a mutant may have changed it.
 ACKS = 1
@@ -41,7 +53,7 @@ class Found(NamedTuple):
 
 def explore(bounds: Bounds, promises: Sequence[Promise]) -> Found:
     """Every state within the bounds, or the shortest way to one that breaks a promise."""
-    first = first_world(bounds.budget())
+    first = first_world(bounds.budget(), bounds.members)
     came: dict[World, tuple[World, str] | None] = {first: None}
     level, steps = [first], 0
     kinds: set[str] = set()
@@ -132,9 +144,24 @@ def quorums_are_closed(before: World, after: World) -> str:
     epoch = read(after.etcd).leader.epoch
     for number, member in enumerate(after.members):
         if member.primary() and timeline(member.wal) < epoch:
-            open_still = [n for n, m in enumerate(after.members) if m.up and m.upstream == number]
-            if len(open_still) >= ACKS:
+            follow = [n for n, m in enumerate(after.members) if m.up and m.upstream == number]
+            open_still = [n for n in follow if counts(member, number, n)]
+            if len(open_still) >= max(ACKS, member.synchronous.acks):
                 return f"I2: {open_still} still follow {NODES[number]} of epoch {timeline(member.wal)}"
+    return ""
+
+
+def quorums_overlap(before: World, after: World) -> str:
+    """I2: each set that acknowledges meets each that elects, whatever the primary of the epoch goes by."""
+    quorum, epoch = read(after.etcd).membership.quorum, read(after.etcd).leader.epoch
+    for number, member in enumerate(after.members):
+        if not member.primary() or timeline(member.wal) != epoch:
+            continue
+        others = [NODES[n] for n in range(len(NODES)) if counts(member, number, n)]
+        for acks in combinations(others, member.synchronous.acks):
+            for votes in combinations(quorum.voters, quorum.votes):
+                if not {NODES[number], *acks} & set(votes):
+                    return f"I2: {NODES[number]} and {acks} acknowledge, {votes} elect"
     return ""
 
 
@@ -157,8 +184,10 @@ def take_over_is_covered(before: World, after: World) -> str:
     mine = next((v for v in was.votes if v.node == now.leader.node), None)
     if mine is None or now.leader.epoch != was.leader.epoch + 1:
         return f"I4: {now.leader.node} took over without a vote of this round"
-    behind = [v for v in was.votes if v.position() <= mine.position()]
-    if len(behind) < VOTES and was.leader.node != now.leader.node:
+    quorum = was.membership.quorum
+    behind = [v for v in was.votes if v.node in quorum.voters and v.position() <= mine.position()]
+    needed = VOTES if quorum.voters == NODES else quorum.votes
+    if len(behind) < needed and was.leader.node != now.leader.node:
         return f"I5: {now.leader.node} took over on {_names(was)}"
     wal = after.members[NODES.index(mine.node)].wal
     if (timeline(wal), len(wal)) != mine.position():
@@ -177,7 +206,8 @@ def quorum_of_acks(before: World, after: World) -> str:
             rows = [n + 1 for n, e in enumerate(member.wal) if (e.timeline, e.row) == (line, row)]
             if not rows or not member.primary() or timeline(member.wal) != line:
                 continue
-            have = [n for n, r in enumerate(member.reports) if n != number and r >= rows[0]]
+            reports = enumerate(member.reports)
+            have = [n for n, r in reports if counts(member, number, n) and r >= rows[0]]
             if len(have) < ACKS:
                 return f"I6: {NODES[number]} acknowledged row {row} that only {have} have"
     return ""
@@ -187,6 +217,7 @@ CLIENTS: tuple[Promise, ...] = (nothing_lost, one_primary, one_owner, one_histor
 EVERY: tuple[Promise, ...] = (
     *CLIENTS,
     quorums_are_closed,
+    quorums_overlap,
     voters_are_closed,
     take_over_is_covered,
     quorum_of_acks,

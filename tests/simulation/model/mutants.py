@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from unittest import mock
 
 import pgha.decide
+import pgha.membership
 from flyd.ports import Delete, Put, Unchanged
 from pgha import keys
+from pgha.model import Quorum, Vote
 from tests.simulation.model import acts, steps
 from tests.simulation.model.world import CLUSTER, Etcd, Member, txn
 
@@ -41,11 +43,15 @@ def no_revision_compare() -> Generator[None]:
         yield
 
 
+def _on_one_vote(cast: tuple[Vote, ...], mine: Vote, quorum: Quorum) -> bool:
+    return True
+
+
 @contextmanager
 def no_quorum_overlap() -> Generator[None]:
     """One vote elects: a quorum of acknowledgements and the voters need not share a member."""
     acts.forget()
-    with mock.patch.object(pgha.decide, "votes_needed", return_value=1):
+    with mock.patch.object(pgha.decide, "may_win", _on_one_vote):
         yield
     acts.forget()
 
@@ -57,4 +63,24 @@ def acknowledged_by_nobody_else() -> Generator[None]:
         yield
 
 
+@contextmanager
+def steps_in_any_order() -> Generator[None]:
+    """A change of members takes its two steps without a look at the overlap: the synchronous ones first."""
+    acts.forget()
+    with mock.patch.object(pgha.membership, "overlap", return_value=True):
+        yield
+    acts.forget()
+
+
+@contextmanager
+def voters_change_at_once() -> Generator[None]:
+    """... does not wait until what was acknowledged before is with a quorum of the new ones."""
+    acts.forget()
+    with mock.patch.object(acts, "enough", return_value=True):
+        yield
+    acts.forget()
+
+
+# Each found while c is added to two, or taken from three.
+CHANGE_MUTANTS = ((steps_in_any_order, 2), (voters_change_at_once, 3))
 MUTANTS = (no_fence, no_revision_compare, no_quorum_overlap, acknowledged_by_nobody_else)

@@ -13,7 +13,9 @@ import msgspec
 from flyd.model import encode
 from flyd.ports import Put, TxnResult, Unchanged
 from pgha import keys
-from pgha.model import Lease
+from pgha.membership import retargeted
+from pgha.membership import settled as settled_quorum
+from pgha.model import Lease, Synchronous
 from tests.simulation.model import acts
 from tests.simulation.model.world import (
     CLUSTER,
@@ -49,10 +51,12 @@ class Bounds(msgspec.Struct, frozen=True):
     crashes: int = 0  # of a Postgres, of an agent, in the middle of a rewind
     losses: int = 0  # requests to etcd that do not arrive, or whose answer does not
     last_epoch: int = 3  # the first is 2
+    members: int = 3  # at the beginning
+    changes: int = 0  # of the wish who the members are to be: c or not c
 
     def budget(self) -> Budget:
         """At the beginning."""
-        return Budget(self.rows, self.renewals, self.crashes, self.losses)
+        return Budget(self.rows, self.renewals, self.crashes, self.losses, self.changes)
 
 
 Next = tuple[str, World]
@@ -64,6 +68,7 @@ def successors(world: World, bounds: Bounds) -> Iterator[Next]:
 
 
 def _successors(world: World, bounds: Bounds) -> Iterator[Next]:
+    yield from _operator(world)
     for number, member in enumerate(world.members):
         name = NODES[number]
         yield from _clients(world, number, member, name)
@@ -72,6 +77,19 @@ def _successors(world: World, bounds: Bounds) -> Iterator[Next]:
             yield from _agent(world, number, member, name, bounds)
             yield from _renew(world, number, member, name)
         yield from _crash(world, number, member, name)
+
+
+def _operator(world: World) -> Iterator[Next]:
+    """Somebody wants c to be a member, or not any more; also half-way there."""
+    record = read(world.etcd).membership
+    if not world.budget.changes or NODES[2] in record.retired:
+        return
+    target = NODES[:2] if NODES[2] in record.target else NODES
+    key = keys.membership(CLUSTER)
+    etcd = txn(world.etcd, (), (Put(key, encode(retargeted(record, target))),))
+    assert etcd is not None
+    poorer = world.budget._replace(changes=world.budget.changes - 1)
+    yield f"the members are to be {' '.join(target)}", world._replace(etcd=etcd, budget=poorer)
 
 
 def down(member: Member) -> Member:
@@ -120,7 +138,8 @@ def _crash(world: World, number: int, member: Member, name: str) -> Iterator[Nex
     if member.up:
         yield f"Postgres of {name} dies", put(poorer, number, down(member))
     if member.alive:
-        gone = member._replace(alive=False, won=0, renewed=0, act=0)
+        founders = settled_quorum(NODES).synchronous  # all that a new agent knows of
+        gone = member._replace(alive=False, won=0, renewed=0, act=0, synchronous=founders)
         yield f"agent of {name} dies", put(poorer, number, gone)
 
 
@@ -192,7 +211,7 @@ def _request(world: World, number: int, member: Member, name: str) -> Iterator[N
 def answer_to(world: World, number: int, answer: Hashable) -> World:
     """The act goes on with this answer."""
     member = world.members[number]
-    step = acts.answered(member.act, answer, world.etcd)
+    step = acts.answered(member.act, answer)
     return at_once(put(world, number, _went_on(member, step)), number)
 
 
@@ -248,6 +267,8 @@ def _effects(world: World, number: int, member: Member, request: acts.Request) -
             yield "", fence(member), acts.position_of(member)
         case "follow":
             yield arguments[0], member._replace(upstream=number_at(arguments[0])), None
+        case "synchronise":
+            yield "", synchronise(member, arguments[0]), len(member.wal)
         case "promote":
             yield str(arguments[0]), *promote(member, arguments[0])
         case other:
@@ -259,12 +280,18 @@ def fence(member: Member) -> Member:
     return member._replace(upstream=NOBODY)
 
 
+def synchronise(member: Member, wanted: Synchronous) -> Member:
+    """Its walsenders are new: they know of nobody's WAL until they are told."""
+    return member._replace(synchronous=wanted, reports=(0, 0, 0), complete_lsn=len(member.wal))
+
+
 def promote(member: Member, epoch: int) -> tuple[Member, int]:
     """Out of recovery on this timeline, and where that left its parent."""
     if not member.recovering:
         return member, began(member.wal)
     wal = (*member.wal, Entry(epoch))
     promoted = member._replace(wal=wal, recovering=False, upstream=NOBODY, reports=(0, 0, 0))
+    promoted = promoted._replace(complete_lsn=len(wal))
     return promoted, len(member.wal)
 
 

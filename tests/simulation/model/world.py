@@ -20,8 +20,8 @@ import msgspec
 from flyd.model import PostgresLeader, decode, encode
 from flyd.ports import Delete, KeyValue, Listing, Put, Unchanged
 from pgha import keys
-from pgha.decide import acks_needed
-from pgha.model import Bootstrap, Lease, Lineage, Vote
+from pgha.membership import settled as settled_quorum
+from pgha.model import Bootstrap, Lease, Lineage, Membership, Synchronous, Vote
 
 CLUSTER = "db"
 NODES = ("a", "b", "c")
@@ -61,6 +61,8 @@ class Member(NamedTuple):
     alive: bool = True  # the agent runs
     won: int = 0  # its term's epoch
     renewed: int = 0  # the lease revision that its term knows
+    synchronous: Synchronous = Synchronous()  # whose word its Postgres waits for
+    complete_lsn: int = 0  # as a primary: what a quorum of those must have before the voters change
     act: int = 0  # what it is in the middle of (acts.py); 0: nothing
 
     def primary(self) -> bool:
@@ -75,6 +77,7 @@ class Budget(NamedTuple):
     renewals: int
     crashes: int
     losses: int
+    changes: int
 
 
 class World(NamedTuple):
@@ -87,12 +90,14 @@ class World(NamedTuple):
     budget: Budget
 
 
-def first_world(budget: Budget) -> World:
-    """Member a leads epoch 2, b and c stream from it."""
+def first_world(budget: Budget, members: int) -> World:
+    """Member a leads epoch 2, b and c stream from it. Of two members, c is none yet."""
+    quorum = settled_quorum(NODES[:members])
     wal = (Entry(1), Entry(FIRST_EPOCH))
     lease_revision = 10
     values = {
         keys.bootstrap(CLUSTER): encode(Bootstrap(node=NODES[0])),
+        keys.membership(CLUSTER): encode(Membership(quorum=quorum, target=NODES[:members], added_lsn=1)),
         keys.lease(CLUSTER): encode(Lease(epoch=FIRST_EPOCH, node=NODES[0])),
         keys.postgres_leader(CLUSTER): encode(
             PostgresLeader(
@@ -110,9 +115,16 @@ def first_world(budget: Budget) -> World:
     }
     items = tuple(KeyValue(key, values[key], lease_revision, 1) for key in sorted(values))
     primary = Member(
-        wal=wal, up=True, recovering=False, reports=(0, 2, 2), won=FIRST_EPOCH, renewed=lease_revision
+        wal=wal,
+        up=True,
+        recovering=False,
+        reports=(0, 2, 2),
+        won=FIRST_EPOCH,
+        renewed=lease_revision,
+        synchronous=quorum.synchronous,
+        complete_lsn=2,
     )
-    standby = Member(wal=wal, up=True, upstream=0)
+    standby = Member(wal=wal, up=True, upstream=0, synchronous=quorum.synchronous)
     return World(etcd_of(lease_revision, items), (primary, standby, standby), (), ((FIRST_EPOCH, 0),), budget)
 
 
@@ -156,7 +168,7 @@ def txn(etcd: Etcd, compares: tuple[Unchanged, ...], effects: tuple[Put | Delete
         item = held.get(compare.key)
         if (0 if item is None else item.mod_revision) != compare.mod_revision:
             return None
-    named = (keys.lease(CLUSTER), keys.postgres_leader(CLUSTER))
+    named = (keys.lease(CLUSTER), keys.postgres_leader(CLUSTER), keys.membership(CLUSTER))
     if any(effect.key in named for effect in effects):
         revision += 1
     for effect in effects:
@@ -176,17 +188,26 @@ class Said(NamedTuple):
     lease_revision: int
     leader: PostgresLeader
     votes: tuple[Vote, ...]  # on the lease as it is
+    membership: Membership
 
 
 @cache
 def read(etcd: Etcd) -> Said:
     """What etcd says."""
     lease, leader = get(etcd, keys.lease(CLUSTER)), get(etcd, keys.postgres_leader(CLUSTER))
+    membership = get(etcd, keys.membership(CLUSTER))
     assert lease is not None
     assert leader is not None
+    assert membership is not None
     prefix = keys.votes(CLUSTER, lease.mod_revision)
     votes = tuple(decode(item.value, Vote) for item in etcd.items if item.key.startswith(prefix))
-    return Said(decode(lease.value, Lease), lease.mod_revision, decode(leader.value, PostgresLeader), votes)
+    return Said(
+        decode(lease.value, Lease),
+        lease.mod_revision,
+        decode(leader.value, PostgresLeader),
+        votes,
+        decode(membership.value, Membership),
+    )
 
 
 # --------------------------------------------------------------------------- Postgres
@@ -221,11 +242,21 @@ def accepts(sender: Wal, standby: Wal) -> bool:
     return bool(ends) and len(standby) <= ends[-1]
 
 
+def acks_needed(member: Member) -> int:
+    """How many others its Postgres waits for."""
+    return member.synchronous.acks
+
+
+def counts(member: Member, number: int, other: int) -> bool:
+    """Whether this primary takes the other's word."""
+    return number != other and NODES[other] in member.synchronous.names
+
+
 def acknowledgeable(member: Member, number: int) -> list[Entry]:
     """The rows of its own timeline that this primary may tell its clients of."""
     mine = timeline(member.wal)
-    others = sorted((r for n, r in enumerate(member.reports) if n != number), reverse=True)
-    needed = acks_needed(len(NODES))
+    others = sorted((r for n, r in enumerate(member.reports) if counts(member, number, n)), reverse=True)
+    needed = acks_needed(member)
     safe = others[needed - 1] if needed else len(member.wal)
     return [entry for entry in member.wal[:safe] if entry.timeline == mine and entry.row]
 

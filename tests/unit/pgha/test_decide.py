@@ -40,6 +40,7 @@ from tests.support.pgha_views import (
     leader,
     vote,
 )
+from tests.unit.pgha import test_change as members
 
 
 def doubt(node: str) -> Doubt:
@@ -377,4 +378,5 @@ def test_examples(view: View, me: str, expected: Decision) -> None:
 
 def test_every_rule_has_an_example() -> None:
     for rule in RULES:
-        assert any(rule(view, me, NOW) is not None for _, view, me, _ in EXAMPLES), rule.__name__
+        examples = (*EXAMPLES, *members.EXAMPLES)
+        assert any(rule(view, me, NOW) is not None for _, view, me, _ in examples), rule.__name__

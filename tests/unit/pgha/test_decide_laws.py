@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha.decide import acks_needed, decide, doubted, doubts_needed, lease_alive, may_win, votes_needed
+from pgha.change import quorum_of
+from pgha.decide import decide, doubted, doubts_needed, lease_alive, may_win
+from pgha.membership import acks_needed, next_step, overlap, settled, votes_needed, whole
 from pgha.model import (
     LATCH_S,
     Action,
@@ -15,6 +17,7 @@ from pgha.model import (
     DataState,
     Doubt,
     Lease,
+    Membership,
     Sighting,
     Status,
     Switchover,
@@ -27,6 +30,7 @@ from tests.support.pgha_views import (
     NODES,
     NOW,
     OLD,
+    SYNCHRONOUS,
     leader,
     vote,
 )
@@ -42,9 +46,19 @@ def test_every_ack_quorum_meets_every_vote_quorum(members: int) -> None:
 
 @pytest.mark.parametrize("members", range(2, 10))
 def test_without_the_doubters_no_commit_is_acknowledged(members: int) -> None:
-    assert members - 1 - doubts_needed(members) < acks_needed(members)
+    assert members - 1 - doubts_needed(settled(tuple("abcdefghi"[:members]))) < acks_needed(members)
 
 
+MORE = settled((*NODES, "d"))
+HALF = next_step(settled(NODES), MORE.voters)
+assert HALF is not None
+memberships = st.builds(
+    Membership,
+    quorum=st.sampled_from([settled(NODES), HALF, MORE]),
+    target=st.sampled_from([NODES, MORE.voters, NODES[:2], NODES[1:]]),
+    added_lsn=st.integers(0, 3),
+    retired=st.sampled_from([(), ("c",)]),
+)
 lsns = st.integers(0, 3)
 statuses = st.builds(
     Status,
@@ -57,10 +71,12 @@ statuses = st.builds(
     idle=st.booleans(),
     upstream=st.sampled_from(["", "x:1", leader().address]),
     streaming=st.booleans(),
+    synchronous=st.sampled_from([SYNCHRONOUS, SYNCHRONOUS, MORE.synchronous]),
 )
 views = st.builds(
     View,
-    voters=st.just(NODES),
+    founders=st.just(NODES),
+    membership=st.none() | memberships,
     bootstrap=st.sampled_from([None, Bootstrap(node="a")]),
     leader=st.none() | st.builds(leader, st.sampled_from(NODES), st.integers(2, 5), serving=st.booleans()),
     lease=st.none()
@@ -89,6 +105,7 @@ views = st.builds(
     replicas=st.sampled_from([(), LEADING.replicas]),
     won_epoch=st.sampled_from([0, 2, 3, 4, 5]),
     complete_lsn=st.sampled_from([0, 90, 96]),
+    complete=st.booleans(),
     unlatched_s=st.sampled_from([0.0, NOW - 1, NOW - LATCH_S]),
 )
 
@@ -101,9 +118,19 @@ def test_what_holds_for_every_view(view: View, me: str) -> None:
     mine = [v for v in view.votes if v.node == me]
     if decision.action is Action.TAKE_OVER and view.leader is not None:
         assert mine
-        assert may_win(view.votes, mine[0], 3) or view.leader.node == me
+        assert may_win(view.votes, mine[0], quorum_of(view)) or view.leader.node == me
         assert decision.revision == view.lease_revision
         assert decision.epoch == view.leader.epoch + 1
+    if decision.action in (Action.DOUBT, Action.VOTE, Action.TAKE_OVER) and view.leader is not None:
+        assert me in quorum_of(view).voters
+    if decision.action in (Action.PROMOTE, Action.SERVE, Action.RECONFIGURE):
+        assert view.status.synchronous == quorum_of(view).synchronous
+    if decision.action is Action.RECONFIGURE:
+        assert decision.membership is not None
+        now, then = quorum_of(view), decision.membership.quorum
+        assert overlap(then)
+        assert whole(now) or whole(then)
+        assert now.voters == then.voters or (view.complete and now.synchronous == then.synchronous)
     if decision.action in (Action.FOLLOW, Action.REWIND):
         assert view.data.promised < view.lease_revision
         assert not mine

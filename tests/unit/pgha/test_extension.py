@@ -10,8 +10,9 @@ import pytest
 from flyd.model import encode
 from flyd.ports import Put
 from pgha import keys
-from pgha.decide import acks_needed, decide, votes_needed
+from pgha.decide import decide
 from pgha.extension import Extensions
+from pgha.membership import acks_needed, votes_needed
 from pgha.model import (
     ANY_EPOCH,
     GRACE_S,

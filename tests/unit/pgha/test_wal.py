@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgha import pgconf, wal
+from pgha.membership import settled
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_durable_files(tmp_path: Path) -> None:
     ],
 )
 def test_synchronous_names(me: str, members: tuple[str, ...], expected: str) -> None:
-    assert pgconf.synchronous_names(me, members) == expected
+    assert pgconf.synchronous_names(me, settled(members).synchronous) == expected
 
 
 def test_quoting() -> None:
@@ -90,7 +91,12 @@ def test_quoting() -> None:
     assert "host='fdaa::1' port='5432'" in conninfo
     assert "application_name='it\\'s' passfile='/p\\\\x'" in conninfo
     text = pgconf.server_config(
-        me="a", members=("a", "b"), host="h", port=1, socket_dir="/s", primary_conninfo=conninfo
+        me="a",
+        synchronous=settled(("a", "b")).synchronous,
+        host="h",
+        port=1,
+        socket_dir="/s",
+        primary_conninfo=conninfo,
     )
     assert "application_name=''it\\\\''s''" in text
     assert wal.sql_literal("it's") == "'it''s'"
