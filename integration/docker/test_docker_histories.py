@@ -59,6 +59,7 @@ class Faults:
             self.host_cut_off,
             self.flyd_killed,
             self.postgres_killed,
+            self.agent_killed,
             self.switchover,
         )
         return {fault.__name__.replace("_", " "): in_thread(fault) for fault in faults}
@@ -81,7 +82,9 @@ class Faults:
     def _victim(self) -> str:
         primary = wait_for(self._primary, "somebody is primary", RECOVERED_S)
         others = [region for region in REGIONS if region != primary]
-        return primary if self._chance.random() < 0.75 else self._chance.choice(others)
+        region = primary if self._chance.random() < 0.75 else self._chance.choice(others)
+        print(f" {region} (primary in {primary}) ...", end="", flush=True)
+        return region
 
     def _go_on_without(self, region: str) -> None:
         """Another region has the primary, and every client elsewhere writes again."""
@@ -134,6 +137,11 @@ class Faults:
         self._hosts.run(self._victim(), "pkill", "-KILL", "-x", "postgres")
         self.recovered()
 
+    def agent_killed(self) -> None:
+        """Its machine ends with it; flyd starts that again, or another region takes over before."""
+        self._hosts.run(self._victim(), "pkill", "-KILL", "-x", "pgha")
+        self.recovered()
+
     def switchover(self) -> None:
         self._hosts.fly("postgres", "switchover", "--app", DATABASE)
         self.recovered()
@@ -146,16 +154,31 @@ def in_thread(fault: Callable[[], None]) -> Hurt:
     return hurt
 
 
+def evidence(hosts: Hosts) -> str:
+    """What a person would look at when the database does not come back."""
+    texts = [hosts.fly.run("postgres", "status", "--app", DATABASE, "--json").out]
+    for region, m in hosts.machines(DATABASE).items():
+        said = hosts.attempt(region, "docker", "logs", "--tail", "60", f"flyd-{m['id']}")
+        texts += [f"== {region}: {m['state']}", said.stdout[-6000:], said.stderr[-6000:]]
+        texts.append(hosts.attempt(region, "tail", "-n", "25", "/var/log/flyd/flyd.log").stdout)
+    return "\n".join(texts)
+
+
 @pytest.mark.timeout(45 * 60)
 async def test_no_anomaly_under_random_faults(world: World) -> None:
     plan = Plan.from_environment(MINUTES)
-    recording = Recording("docker", plan.seed)
-    faults = Faults(world.hosts, plan.chance(), recording)
-    for region in REGIONS:
-        faults.launch(region)
-    await asyncio.to_thread(faults.recovered)
-    done = await hurt(plan, faults.all(), KINDS)
-    history = await asyncio.to_thread(recording.finish, faults.places[REGIONS[0]])
+    hosts = world.hosts
+    with Recording("docker", plan.seed) as recording:
+        faults = Faults(hosts, plan.chance(), recording)
+        try:
+            for region in REGIONS:
+                faults.launch(region)
+            await asyncio.to_thread(faults.recovered)
+            done = await hurt(plan, faults.all(), KINDS)
+            history = await asyncio.to_thread(recording.finish, faults.places[REGIONS[0]])
+        except BaseException:
+            print(evidence(hosts))
+            raise
     print(history.summary(plan.seed, counted(done)))
     assert len(counted(done)) >= KINDS
     assert not history.report.anomalies, f"{history.report.text()}\n{history.path}"

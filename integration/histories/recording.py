@@ -6,6 +6,7 @@ function here waits; an event loop calls them by `asyncio.to_thread`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import subprocess
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from integration.cluster import wait_for
 from integration.histories import edn
@@ -94,6 +95,12 @@ class Launch:
         self._process.stdin.close()
         self._process.wait(END_S)
 
+    def kill(self) -> None:
+        """End it at once."""
+        if not self.ended:
+            self._process.kill()
+            self._process.wait(END_S)
+
     @property
     def ended(self) -> bool:
         """Whether it runs no more."""
@@ -142,6 +149,24 @@ class Recording:
                 ACK_S,
             )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave no client behind; what a run that failed has seen so far is kept."""
+        for launch in self._launches:
+            launch.kill()
+        if kind is not None and not self.path.exists():
+            for launch in self._launches:
+                with contextlib.suppress(OSError, AssertionError, subprocess.SubprocessError):
+                    self._events(launch)
+            print(f"\nwhat each client saw until then: {self.folder}/launch-*.edn")
+
+    @property
+    def path(self) -> Path:
+        """Of the whole history."""
+        return self.folder / "history.edn"
+
     def finish(self, reader: Place) -> History:
         """End all clients, read every key once more, and put it all in one file."""
         for launch in self._launches:
@@ -151,12 +176,11 @@ class Recording:
         last = self.launch(reader, f"--read={keys}")
         last.end()
         events += self._events(last)
-        path = self.folder / "history.edn"
-        edn.write(path, events)
-        assert last.code == 0, f"the last read failed; what there is: {path}"
+        edn.write(self.path, events)
+        assert last.code == 0, f"the last read failed; what there is: {self.path}"
         for rest in list(self.folder.glob("launch-*")):
             rest.unlink()
-        return History(path, transactions(events))
+        return History(self.path, transactions(events))
 
     def _events(self, launch: Launch) -> list[Event]:
         copy = self.folder / Path(launch.file).name

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncGenerator
+from urllib.parse import quote
 
 import pytest
 
@@ -39,6 +40,11 @@ class Endpoint:
         self._leader: PostgresLeader | None = None
         self._sessions: set[asyncio.Task[None]] = set()
         self.port = 0
+
+    @property
+    def uri(self) -> str:
+        """As clients are told."""
+        return f"postgresql://postgres:{quote(PASSWORD)}@127.0.0.1:{self.port}/postgres"
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncGenerator[None]:
@@ -118,7 +124,9 @@ class Faults:
         leader = await self._cluster.wait_leader()
         replicas = [node for node in self._cluster.nodes if node.name != leader.node]
         primary = self._cluster.node(leader.node)
-        return primary if self._chance.random() < 0.75 else self._chance.choice(replicas)
+        node = primary if self._chance.random() < 0.75 else self._chance.choice(replicas)
+        print(f" {node.name} (primary is {primary.name}) ...", end="", flush=True)
+        return node
 
     async def _go_on_without(self, node: Node) -> None:
         """Somebody else leads, and every client writes again."""
@@ -177,13 +185,13 @@ async def test_no_anomaly_under_random_faults() -> None:
         await cluster.wait_whole()
         endpoint = Endpoint(cluster)
         async with endpoint.run():
-            uri = f"postgresql://postgres:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{endpoint.port}/postgres"
-            here = Here(uri, recording.folder)
-            for _ in range(2):
-                recording.launch(here)
-            await asyncio.to_thread(recording.wait_acks)
-            done = await hurt(plan, Faults(cluster, plan.chance(), recording).all(), KINDS)
-            history = await asyncio.to_thread(recording.finish, here)
+            with recording:
+                here = Here(endpoint.uri, recording.folder)
+                for _ in range(2):
+                    recording.launch(here)
+                await asyncio.to_thread(recording.wait_acks)
+                done = await hurt(plan, Faults(cluster, plan.chance(), recording).all(), KINDS)
+                history = await asyncio.to_thread(recording.finish, here)
     print(history.summary(plan.seed, counted(done)))
     assert len(counted(done)) >= KINDS
     assert not history.report.anomalies, f"{history.report.text()}\n{history.path}"

@@ -53,17 +53,17 @@ def lengths(plain: Postgres, table: str) -> int:
 
 def record(plain: Postgres, name: str, isolation: str, harm: Mapping[str, LiteralString] = NONE) -> History:
     """Two clients for a while; in the middle, by name, statements that no client of ours would give."""
-    recording = Recording(name, SEED, isolation)
-    here = Here(plain.url, recording.folder)
     wait_for(lambda: can_connect(plain), "Postgres starts")
-    for _ in range(2):
-        recording.launch(here)
-    for statement in ("SELECT 1", *harm.values()):
-        with psycopg.connect(plain.url, autocommit=True) as connection:
-            connection.execute(sql.SQL(statement).format(sql.Identifier(recording.table)))
-        enough = lengths(plain, recording.table) + TRANSACTIONS
-        wait_for(lambda enough=enough: lengths(plain, recording.table) > enough, "clients append")
-    history = recording.finish(here)
+    with Recording(name, SEED, isolation) as recording:
+        here = Here(plain.url, recording.folder)
+        for _ in range(2):
+            recording.launch(here)
+        for statement in ("SELECT 1", *harm.values()):
+            with psycopg.connect(plain.url, autocommit=True) as connection:
+                connection.execute(sql.SQL(statement).format(sql.Identifier(recording.table)))
+            enough = lengths(plain, recording.table) + TRANSACTIONS
+            wait_for(lambda enough=enough: lengths(plain, recording.table) > enough, "clients append")
+        history = recording.finish(here)
     print("\n" + history.summary(SEED, Counter(harm.keys())))
     return history
 
