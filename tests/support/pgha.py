@@ -58,6 +58,17 @@ class Node:
                 str(PGHA), "run", env=os.environ | self._env, stdout=log, stderr=log, group=self.group
             )
 
+    def sibling(self, name: str, host: str) -> Node:
+        """One more member of the same cluster, as if made later."""
+        port, directory = self._env["PGHA_PORT"], self.directory.parent / name
+        env = self._env | {
+            "PGHA_NODE": name,
+            "PGHA_VOTERS": f"{self._env['PGHA_VOTERS']},{name}",
+            "PGHA_ADDRESS": host,
+            "PGHA_DATA_DIR": str(directory),
+        }
+        return Node(name, f"{host}:{port}", directory, env)
+
     @property
     def agent_pid(self) -> int:
         """Of the agent that was started last."""
