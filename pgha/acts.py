@@ -51,7 +51,7 @@ class Acts:
         self._term = term
         self._journal = journal
         self._extensions = extensions
-        self.promoted = asyncio.Event()  # a checkpoint is due
+        self.serving = asyncio.Event()  # a checkpoint is due
         self.complete_lsn = 0  # of the present term: what a quorum must have before it serves, or changes
         self.complete = False  # ... and has had
         self._acts: dict[Action, Callable[[View, Decision], Awaitable[None]]] = {
@@ -198,12 +198,12 @@ class Acts:
             raise Unavailable(f"epoch {epoch} ended while it was promoting")
         at = Position(timeline=epoch, lsn=switch_lsn)
         self._record("promoted", "out of recovery", epoch, at)
-        self.promoted.set()
 
     async def _serve(self, view: View, decision: Decision) -> None:
         if await self._set_serving(view, serving=True):
             at = Position(timeline=decision.epoch, lsn=self.complete_lsn)
             self._record("serving", "a quorum has everything: open for writes", decision.epoch, at)
+            self.serving.set()
 
     async def _set_serving(self, view: View, *, serving: bool) -> bool:
         leader = view.leader

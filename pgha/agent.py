@@ -244,10 +244,13 @@ class Agent:
             self._records.poke()
 
     async def _keep_checkpointed(self) -> None:
-        """A new primary writes a checkpoint in the background, so that others can rewind to it (T11)."""
+        """A new primary writes a checkpoint in the background, so that others can rewind to it (T11).
+
+        Not before it serves: until then the disk has better to do. Who must rewind sooner asks for one.
+        """
         while True:
-            await self._acts.promoted.wait()
-            self._acts.promoted.clear()
+            await self._acts.serving.wait()
+            self._acts.serving.clear()
             try:
                 await self._postgres.checkpoint()
             except Unavailable as error:
