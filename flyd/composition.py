@@ -36,6 +36,7 @@ from flyd.ports import Clock, Driver, ImageStore
 from flyd.storage.copier import VolumeCopier
 from flyd.storage.keeper import VolumeKeeper
 from flyd.storage.moving import VolumeMover
+from flyd.storage.rescuer import VolumeRescuer
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
 from flyd.store.mirror import Mirror
@@ -167,6 +168,7 @@ class Parts:
     volume_keeper: VolumeKeeper
     volume_copier: VolumeCopier
     volume_mover: VolumeMover
+    volume_rescuer: VolumeRescuer
 
 
 def build(config: HostConfig, host: Host, clock: Clock, volumes: StreamStore) -> Parts:
@@ -210,6 +212,6 @@ def build(config: HostConfig, host: Host, clock: Clock, volumes: StreamStore) ->
     calls = VolumePeers(peers)
     copier = VolumeCopier(host.name, kv, mirror, volumes, calls, clock=clock)
     mover = VolumeMover(host.name, kv, mirror, copier, calls, clock=clock)
-    return Parts(
-        credentials, kv, mirror, peers, context, host_loop, deployer, recorder, repairs, keeper, copier, mover
-    )
+    rescuer = VolumeRescuer(kv, mirror, calls.recover, clock=clock)
+    roles = (deployer, recorder, repairs)
+    return Parts(credentials, kv, mirror, peers, context, host_loop, *roles, keeper, copier, mover, rescuer)

@@ -154,6 +154,7 @@ async def keep_leading(host: Host, parts: Parts) -> None:
             group.create_task(parts.deployer.keep_deploying(held.guard), name="deployer")
             group.create_task(parts.recorder.keep_recording(held.guard), name="recorder")
             group.create_task(parts.repairs.keep_repairing(held.guard), name="repairs")
+            group.create_task(parts.volume_rescuer.keep_rescuing(held.guard), name="rescues")
 
     await lead(parts.kv, CONTROLLER, host.name, work)
 

@@ -42,6 +42,16 @@ class VolumePeers:
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, f"{host} ({target.api_address})") from error
 
+    async def recover(self, host: str, app: str, volume_id: str) -> None:
+        """Have a host bring a lost host's volume back from its copy."""
+        target = self._peers.host(host)
+        stub = volumes_pb2_grpc.VolumesServiceStub(self._peers.channel(target))
+        request = pb.RecoverVolumeRequest(app_name=app, volume_id=volume_id)
+        try:
+            await stub.RecoverVolume(request, timeout=COPY_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, f"{host} ({target.api_address})") from error
+
     async def digest(self, host: str, volume_id: str, snapshot_id: str) -> str:
         """The checksum of a snapshot on a host."""
         target = self._peers.host(host)

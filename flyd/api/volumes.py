@@ -30,13 +30,21 @@ from flyd.storage.fullness import check_extending
 from flyd.storage.local import LocalVolumes, VolumeSnapshot
 from flyd.storage.receiver import CopyReceiver
 from flyd.storage.recovery import Recovery
+from flyd.storage.recovery_rule import check_rule
 from flyd.storage.verification import Verification
 from flyd.store import keys
 from flyd.v1 import volumes_pb2 as pb
 from flyd.v1 import volumes_pb2_grpc
 
 MAX_SIZE_GB = 500
-POLICY = ("replicas", "copy_every_s", "extend_percent", "extend_gb", "extend_limit_gb")
+POLICY = (
+    "replicas",
+    "copy_every_s",
+    "recover_max_age_s",
+    "extend_percent",
+    "extend_gb",
+    "extend_limit_gb",
+)
 HOST_TIMEOUT_S = 600.0  # a back end that must copy
 T = TypeVar("T")
 
@@ -220,6 +228,7 @@ class VolumesServicer(volumes_pb2_grpc.VolumesServiceServicer):
             given = {name: getattr(request, name) for name in POLICY if request.HasField(name)}
             new = replace(now, **given)
             check_policy(new.replicas, new.copy_every_s)
+            check_rule(new.recover_max_age_s, new.replicas)
             check_extending(new.extend_percent, new.extend_gb, new.extend_limit_gb, new.size_gb, MAX_SIZE_GB)
             return new
 

@@ -155,12 +155,17 @@ def undestroy(volume_id: str, app: str | None, json_output: bool) -> None:
 @volumes.command(
     epilog="""\b
 Examples: fly volumes update vol_0123456789abcdef --replicas 1 --every 15m
+          fly volumes update vol_0123456789abcdef --recover-within 30m
           fly volumes update vol_0123456789abcdef --extend-at 90 --extend-by 5 --extend-limit 50"""
 )
 @click.argument("volume_id")
 @app_option
 @click.option("--replicas", type=int, help="How many other hosts have copies of it: 0 to 3.")
 @click.option("--every", help="How old the newest copy may become. Default: 15m.")
+@click.option(
+    "--recover-within",
+    help="Its host lost, it comes back by itself from a copy that was no older then. 0s: never.",
+)
 @click.option("--extend-at", type=int, help="It grows when it is so full, in percent: 50 to 99; 0: never.")
 @click.option("--extend-by", type=int, help="By so many GB. Default: 1.")
 @click.option("--extend-limit", type=int, help="To no more than so many GB.")
@@ -170,6 +175,7 @@ def update(
     app: str | None,
     replicas: int | None,
     every: str | None,
+    recover_within: str | None,
     extend_at: int | None,
     extend_by: int | None,
     extend_limit: int | None,
@@ -180,12 +186,13 @@ def update(
         app_name=app_name(app),
         volume_id=volume_id,
         replicas=replicas,
-        copy_every_s=None if every is None else _every_s(every),
+        copy_every_s=None if every is None else _duration_s("--every", every),
+        recover_max_age_s=None if recover_within is None else _duration_s("--recover-within", recover_within),
         extend_percent=extend_at,
         extend_gb=extend_by,
         extend_limit_gb=extend_limit,
     )
-    if all(given is None for given in (replicas, every, extend_at, extend_by, extend_limit)):
+    if all(given is None for given in (replicas, every, recover_within, extend_at, extend_by, extend_limit)):
         raise InvalidInput("nothing to change", hint="`fly volumes update --help` shows what can be.")
     volume = call(stub().UpdateVolume, request).volume
     if json_output:
@@ -196,6 +203,10 @@ def update(
     )
     grows = f"at {volume.extend_percent} % by {volume.extend_gb} to {volume.extend_limit_gb} GB"
     done(f"volume {volume.id}: copies {copies}; it grows {grows if volume.extend_percent else 'never'}")
+    if volume.recover_max_age_s:
+        note(
+            f"Its host lost, it comes back by itself from a copy at most {volume.recover_max_age_s:g} s old."
+        )
     if not volume.replicas:
         note("Without copies it dies with its host. Copies that there are stay until it is destroyed.")
 
@@ -361,11 +372,11 @@ def made_by(snapshot: pb.VolumeSnapshot) -> str:
     return "schedule" if snapshot.scheduled else "you"
 
 
-def _every_s(text: str) -> float:
+def _duration_s(option: str, text: str) -> float:
     try:
         found = duration_s(text, bare_s=1.0)
     except ValueError as error:
-        raise InvalidInput(f"--every: {error}", hint="Like 90s, 15m or 1h.") from None
+        raise InvalidInput(f"{option}: {error}", hint="Like 90s, 15m or 1h.") from None
     if found is None:
-        raise InvalidInput("--every: an empty duration", hint="Like 90s, 15m or 1h.")
+        raise InvalidInput(f"{option}: an empty duration", hint="Like 90s, 15m or 1h.")
     return found

@@ -116,6 +116,7 @@ class Volume(Value, frozen=True, kw_only=True):
     extend_percent: int = 0  # so full, it grows by itself; 0: it does not
     extend_gb: int = 1  # by so much
     extend_limit_gb: int = 0  # to no more than this
+    recover_max_age_s: float = 0.0  # a lost host's comes back by itself from a copy no older; 0: never
 
 
 class AppKind(StrEnum):

@@ -150,13 +150,19 @@ class VolumeMover:
         deadline_s = machine.config.stop.timeout_s + STOP_MORE_S
         try:
             async with asyncio.timeout(deadline_s):
-                await self._wait_stopped(app, machine_id)
+                await self._wait_stopped(app, machine_id, record.mod_revision)
         except TimeoutError:
             raise Conflict(f"machine {machine_id} did not stop within {deadline_s:g} s") from None
         return replace(move, phase=LAST, claim_revision=record.mod_revision)
 
-    async def _wait_stopped(self, app: str, machine_id: str) -> None:
+    async def _wait_stopped(self, app: str, machine_id: str, claim_revision: int) -> None:
+        """Return once it has stopped; Conflict as soon as somebody wants something else of it."""
         while True:
+            claim = await self._kv.get(keys.machine(app, machine_id))
+            if claim is None or claim.mod_revision != claim_revision:
+                raise Conflict(
+                    f"somebody wanted something of machine {machine_id} while it was being stopped"
+                )
             record = await self._kv.get(keys.status(app, machine_id))
             state = decode(record.value, MachineStatus).state if record else None
             if state in (MachineState.STOPPED, MachineState.CREATED, MachineState.FAILED):

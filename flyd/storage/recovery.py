@@ -141,6 +141,7 @@ class Recovery:
             attached_machine="",
             epoch=old.epoch + 1,
             replicas=0,
+            recover_max_age_s=0.0,  # what came back has the rule now
         )
         age_s = max(0.0, self._clock.wall_s() - snapshot.made_at_s)
         wanted = Relocation(

@@ -41,6 +41,7 @@ class Volume(_message.Message):
     EXTEND_PERCENT_FIELD_NUMBER: _builtins.int
     EXTEND_GB_FIELD_NUMBER: _builtins.int
     EXTEND_LIMIT_GB_FIELD_NUMBER: _builtins.int
+    RECOVER_MAX_AGE_S_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     app_name: _builtins.str
@@ -63,6 +64,8 @@ class Volume(_message.Message):
     """So full (50 to 99 %), it grows by itself by so much, to no more than the limit. 0: it does not."""
     extend_gb: _builtins.int
     extend_limit_gb: _builtins.int
+    recover_max_age_s: _builtins.float
+    """Its host lost, it comes back by itself if its newest copy was no older, in seconds. 0: it does not."""
     def __init__(
         self,
         *,
@@ -83,10 +86,11 @@ class Volume(_message.Message):
         extend_percent: _builtins.int = ...,
         extend_gb: _builtins.int = ...,
         extend_limit_gb: _builtins.int = ...,
+        recover_max_age_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "attached_machine_id", b"attached_machine_id", "copy_every_s", b"copy_every_s", "created_at", b"created_at", "destroyed_at", b"destroyed_at", "epoch", b"epoch", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "host", b"host", "id", b"id", "name", b"name", "newest_copy_at", b"newest_copy_at", "newest_copy_host", b"newest_copy_host", "region", b"region", "replicas", b"replicas", "size_gb", b"size_gb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "attached_machine_id", b"attached_machine_id", "copy_every_s", b"copy_every_s", "created_at", b"created_at", "destroyed_at", b"destroyed_at", "epoch", b"epoch", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "host", b"host", "id", b"id", "name", b"name", "newest_copy_at", b"newest_copy_at", "newest_copy_host", b"newest_copy_host", "recover_max_age_s", b"recover_max_age_s", "region", b"region", "replicas", b"replicas", "size_gb", b"size_gb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,6 +542,7 @@ class UpdateVolumeRequest(_message.Message):
     EXTEND_PERCENT_FIELD_NUMBER: _builtins.int
     EXTEND_GB_FIELD_NUMBER: _builtins.int
     EXTEND_LIMIT_GB_FIELD_NUMBER: _builtins.int
+    RECOVER_MAX_AGE_S_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     volume_id: _builtins.str
     replicas: _builtins.int
@@ -546,6 +551,7 @@ class UpdateVolumeRequest(_message.Message):
     extend_percent: _builtins.int
     extend_gb: _builtins.int
     extend_limit_gb: _builtins.int
+    recover_max_age_s: _builtins.float
     def __init__(
         self,
         *,
@@ -556,10 +562,11 @@ class UpdateVolumeRequest(_message.Message):
         extend_percent: _builtins.int | None = ...,
         extend_gb: _builtins.int | None = ...,
         extend_limit_gb: _builtins.int | None = ...,
+        recover_max_age_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_replicas", b"_replicas", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "replicas", b"replicas"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_recover_max_age_s", b"_recover_max_age_s", "_replicas", b"_replicas", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "recover_max_age_s", b"recover_max_age_s", "replicas", b"replicas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_replicas", b"_replicas", "app_name", b"app_name", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "replicas", b"replicas", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_recover_max_age_s", b"_recover_max_age_s", "_replicas", b"_replicas", "app_name", b"app_name", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "recover_max_age_s", b"recover_max_age_s", "replicas", b"replicas", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copy_every_s: _TypeAlias = _typing.Literal["copy_every_s"]  # noqa: Y015
     _WhichOneofArgType__copy_every_s: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s"]  # noqa: Y015
@@ -569,6 +576,8 @@ class UpdateVolumeRequest(_message.Message):
     _WhichOneofArgType__extend_limit_gb: _TypeAlias = _typing.Literal["_extend_limit_gb", b"_extend_limit_gb"]  # noqa: Y015
     _WhichOneofReturnType__extend_percent: _TypeAlias = _typing.Literal["extend_percent"]  # noqa: Y015
     _WhichOneofArgType__extend_percent: _TypeAlias = _typing.Literal["_extend_percent", b"_extend_percent"]  # noqa: Y015
+    _WhichOneofReturnType__recover_max_age_s: _TypeAlias = _typing.Literal["recover_max_age_s"]  # noqa: Y015
+    _WhichOneofArgType__recover_max_age_s: _TypeAlias = _typing.Literal["_recover_max_age_s", b"_recover_max_age_s"]  # noqa: Y015
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
     @_typing.overload
@@ -579,6 +588,8 @@ class UpdateVolumeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__extend_limit_gb) -> _WhichOneofReturnType__extend_limit_gb | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__extend_percent) -> _WhichOneofReturnType__extend_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recover_max_age_s) -> _WhichOneofReturnType__recover_max_age_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
 

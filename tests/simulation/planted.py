@@ -262,7 +262,7 @@ def mount_before_learning() -> Generator[None]:
         yield
 
 
-async def _at_once(self: VolumeMover, app: str, machine_id: str) -> None:
+async def _at_once(self: VolumeMover, app: str, machine_id: str, claim_revision: int) -> None:
     """In place of waiting until the machine has stopped."""
 
 

@@ -61,6 +61,12 @@ ASKED = {
     ),
     "extend vol_1 -s 5": pb.ExtendVolumeRequest(app_name="web", volume_id="vol_1", size_gb=5),
     "destroy vol_1 -y": pb.DestroyVolumeRequest(app_name="web", volume_id="vol_1"),
+    "update vol_1 --replicas 1 --every 5m --recover-within 30m": pb.UpdateVolumeRequest(
+        app_name="web", volume_id="vol_1", replicas=1, copy_every_s=300.0, recover_max_age_s=1800.0
+    ),
+    "update vol_1 --recover-within 0s": pb.UpdateVolumeRequest(
+        app_name="web", volume_id="vol_1", recover_max_age_s=0.0
+    ),
     "undestroy vol_1": pb.UndestroyVolumeRequest(app_name="web", volume_id="vol_1"),
     "list --destroyed": pb.ListVolumesRequest(app_name="web", destroyed=True),
     "snapshots list vol_1": pb.ListVolumeSnapshotsRequest(app_name="web", volume_id="vol_1"),
@@ -87,6 +93,7 @@ def test_what_is_asked(service: Service, line: str) -> None:
         "create data --from-snapshot vol_1/snap-1 -r ams",
         "fork vol_1 -s 0",
         "fork vol_1 -s -3",
+        "update vol_1 --recover-within soon",
     ],
 )
 def test_what_is_refused_at_once(service: Service, line: str) -> None:
