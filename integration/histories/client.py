@@ -35,7 +35,7 @@ from psycopg.pq import TransactionStatus
 from integration.histories import edn
 from integration.histories.model import Append, Event, Read, Step, Type
 
-SLOTS = 6  # keys in use at a time
+SLOTS = 10  # keys in use at a time
 LENGTH = 24  # a list this long is left alone, and the next key taken: reads stay short
 MAX_STEPS = 4
 READ_AT_ONCE = 16
