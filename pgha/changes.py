@@ -6,6 +6,8 @@ change.py's. Every request can be called again, after a crash of whoever asked a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flyd.errors import Conflict, NotFound, Refused, Unavailable
 from flyd.model import PostgresLeader, PostgresMember, decode, encode
 from flyd.ports import KV, Delete, KeyValue, Put, Unchanged
@@ -23,11 +25,25 @@ async def membership(kv: KV, cluster: str) -> Membership:
     return (await _record(kv, cluster))[1]
 
 
+class Wish(NamedTuple):
+    """A change of the record that is not written yet, so that it can be part of a larger transaction."""
+
+    record: Membership
+    compares: tuple[Unchanged, ...]
+    effect: Put
+
+
 async def request_add(kv: KV, cluster: str, node: str) -> Membership:
     """Let this member in once it has what there is; start it before or after. Again: nothing new."""
+    before = await membership(kv, cluster)
+    if node in before.target:
+        return before
+    return await _write(kv, cluster, await addition(kv, cluster, node))
+
+
+async def addition(kv: KV, cluster: str, node: str) -> Wish:
+    """What `request_add` writes, for a caller that writes more with it."""
     item, record = await _record(kv, cluster)
-    if node in record.target:
-        return record
     if node in record.retired:
         raise Refused(
             f"{node} was removed from {cluster}: a name does not come back",
@@ -36,7 +52,8 @@ async def request_add(kv: KV, cluster: str, node: str) -> Membership:
     _refuse_while_changing(cluster, record, but=node)
     if len(record.target) >= MOST_MEMBERS:
         raise Refused(f"{cluster} has {len(record.target)} members; it can not have more than {MOST_MEMBERS}")
-    return await _write(kv, cluster, item, retargeted(record, (*record.target, node)))
+    await _refuse_while_paused(kv, cluster)
+    return _wish(cluster, item, retargeted(record, (*record.target, node)))
 
 
 async def request_remove(kv: KV, cluster: str, node: str) -> Membership:
@@ -62,8 +79,9 @@ async def request_remove(kv: KV, cluster: str, node: str) -> Membership:
             f"{cluster} would have {len(left)} member without {node}: it needs at least {FEWEST_MEMBERS}",
             hint="Add another one first: fly postgres members add --region REGION",
         )
-    await _refuse_without_quorum(kv, cluster, leader, node, left)
-    return await _write(kv, cluster, item, retargeted(record, left))
+    if node in everybody(record.quorum):
+        await _refuse_without_quorum(kv, cluster, leader, node, left)
+    return await _write(kv, cluster, _wish(cluster, item, retargeted(record, left)))
 
 
 async def forget(kv: KV, cluster: str, node: str) -> None:
@@ -113,11 +131,19 @@ async def _refuse_without_quorum(
         )
 
 
-async def _write(kv: KV, cluster: str, item: KeyValue, record: Membership) -> Membership:
+def _wish(cluster: str, item: KeyValue, record: Membership) -> Wish:
     key = keys.membership(cluster)
-    compares = [Unchanged(key, item.mod_revision), Unchanged(keys.pause(cluster), 0)]
-    if (await kv.txn(compares, [Put(key, encode(record))])).succeeded:
-        return record
+    compares = (Unchanged(key, item.mod_revision), Unchanged(keys.pause(cluster), 0))
+    return Wish(record, compares, Put(key, encode(record)))
+
+
+async def _write(kv: KV, cluster: str, wish: Wish) -> Membership:
+    if (await kv.txn(wish.compares, [wish.effect])).succeeded:
+        return wish.record
+    await _refuse_while_paused(kv, cluster)
+    raise Unavailable(f"the record of {cluster}'s members changed meanwhile", hint="Try again.")
+
+
+async def _refuse_while_paused(kv: KV, cluster: str) -> None:
     if await kv.get(keys.pause(cluster)) is not None:
         raise Conflict(f"{cluster} is paused", hint=f"fly postgres resume -a {cluster}")
-    raise Unavailable(f"the record of {cluster}'s members changed meanwhile", hint="Try again.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from flyd.api import postgres_backups, views
+from flyd.api import postgres_backups, postgres_members, views
 from flyd.api.apps import check_name, check_regions
 from flyd.api.context import ApiContext
 from flyd.errors import InvalidInput, Refused, Unavailable
@@ -158,6 +158,27 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         """It does again."""
         await request_resume(self._context.kv, self._cluster(request.cluster_name).name)
         return postgres_pb2.ResumeClusterResponse()
+
+    async def ListMembers(
+        self, request: postgres_pb2.ListMembersRequest, context: Any
+    ) -> postgres_pb2.ListMembersResponse:
+        """Whose word counts, and how far a change is."""
+        return await postgres_members.list_members(self._context, self._cluster(request.cluster_name))
+
+    async def AddMember(
+        self, request: postgres_pb2.AddMemberRequest, context: Any
+    ) -> postgres_pb2.AddMemberResponse:
+        """One more, in a region."""
+        cluster = self._cluster(request.cluster_name)
+        member = await postgres_members.add(self._context, cluster, request.region)
+        return postgres_pb2.AddMemberResponse(member=member)
+
+    async def RemoveMember(
+        self, request: postgres_pb2.RemoveMemberRequest, context: Any
+    ) -> postgres_pb2.RemoveMemberResponse:
+        """One less."""
+        cluster = self._cluster(request.cluster_name)
+        return await postgres_members.remove(self._context, cluster, request.node)
 
     async def CreateBackup(
         self, request: postgres_pb2.CreateBackupRequest, context: Any

@@ -13,6 +13,7 @@ from flyd.cli.output import ago, done, emit, note, out, state, table, waiting
 from flyd.cli.postgres_backups import backup, restore
 from flyd.cli.postgres_common import cluster_argument, stub
 from flyd.cli.postgres_import import import_database, program
+from flyd.cli.postgres_members import members
 from flyd.v1 import postgres_pb2
 
 CREATE_TIMEOUT_S = 120.0
@@ -25,6 +26,7 @@ def postgres() -> None:
 
 
 postgres.add_command(backup)
+postgres.add_command(members)
 postgres.add_command(restore)
 postgres.add_command(import_database)
 

@@ -65,6 +65,21 @@ class PostgresServiceStub:
                 request_serializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterResponse.FromString,
                 _registered_method=True)
+        self.ListMembers = channel.unary_unary(
+                '/flyd.v1.PostgresService/ListMembers',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.ListMembersRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.ListMembersResponse.FromString,
+                _registered_method=True)
+        self.AddMember = channel.unary_unary(
+                '/flyd.v1.PostgresService/AddMember',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.AddMemberRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.AddMemberResponse.FromString,
+                _registered_method=True)
+        self.RemoveMember = channel.unary_unary(
+                '/flyd.v1.PostgresService/RemoveMember',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.RemoveMemberRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.RemoveMemberResponse.FromString,
+                _registered_method=True)
         self.CreateBackup = channel.unary_unary(
                 '/flyd.v1.PostgresService/CreateBackup',
                 request_serializer=flyd_dot_v1_dot_postgres__pb2.CreateBackupRequest.SerializeToString,
@@ -133,6 +148,27 @@ class PostgresServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMembers(self, request, context):
+        """ListMembers returns who the members are, and how far a change of them is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddMember(self, request, context):
+        """AddMember makes one more member in a region and waits until its word counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveMember(self, request, context):
+        """RemoveMember takes a member's word away, then destroys its machine and its volume. Not the primary's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateBackup(self, request, context):
         """CreateBackup takes a base backup into the cluster's archive, and waits for it.
         """
@@ -193,6 +229,21 @@ def add_PostgresServiceServicer_to_server(servicer, server):
                     servicer.ResumeCluster,
                     request_deserializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_postgres__pb2.ResumeClusterResponse.SerializeToString,
+            ),
+            'ListMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMembers,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.ListMembersRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.ListMembersResponse.SerializeToString,
+            ),
+            'AddMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddMember,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.AddMemberRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.AddMemberResponse.SerializeToString,
+            ),
+            'RemoveMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveMember,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.RemoveMemberRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.RemoveMemberResponse.SerializeToString,
             ),
             'CreateBackup': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBackup,
@@ -378,6 +429,87 @@ class PostgresService:
             '/flyd.v1.PostgresService/ResumeCluster',
             flyd_dot_v1_dot_postgres__pb2.ResumeClusterRequest.SerializeToString,
             flyd_dot_v1_dot_postgres__pb2.ResumeClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/ListMembers',
+            flyd_dot_v1_dot_postgres__pb2.ListMembersRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.ListMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/AddMember',
+            flyd_dot_v1_dot_postgres__pb2.AddMemberRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.AddMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/RemoveMember',
+            flyd_dot_v1_dot_postgres__pb2.RemoveMemberRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.RemoveMemberResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,12 @@ class PostgresServiceStub:
     """PauseCluster holds back all that happens by itself: no take-over, no copying over of a member's data."""
     ResumeCluster: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.ResumeClusterRequest, _postgres_pb2.ResumeClusterResponse]
     """ResumeCluster ends a pause."""
+    ListMembers: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.ListMembersRequest, _postgres_pb2.ListMembersResponse]
+    """ListMembers returns who the members are, and how far a change of them is."""
+    AddMember: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.AddMemberRequest, _postgres_pb2.AddMemberResponse]
+    """AddMember makes one more member in a region and waits until its word counts."""
+    RemoveMember: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.RemoveMemberRequest, _postgres_pb2.RemoveMemberResponse]
+    """RemoveMember takes a member's word away, then destroys its machine and its volume. Not the primary's."""
     CreateBackup: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.CreateBackupRequest, _postgres_pb2.CreateBackupResponse]
     """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
     ListBackups: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.ListBackupsRequest, _postgres_pb2.ListBackupsResponse]
@@ -71,6 +77,12 @@ class PostgresServiceAsyncStub(PostgresServiceStub):
     """PauseCluster holds back all that happens by itself: no take-over, no copying over of a member's data."""
     ResumeCluster: _aio.UnaryUnaryMultiCallable[_postgres_pb2.ResumeClusterRequest, _postgres_pb2.ResumeClusterResponse]  # type: ignore[assignment]
     """ResumeCluster ends a pause."""
+    ListMembers: _aio.UnaryUnaryMultiCallable[_postgres_pb2.ListMembersRequest, _postgres_pb2.ListMembersResponse]  # type: ignore[assignment]
+    """ListMembers returns who the members are, and how far a change of them is."""
+    AddMember: _aio.UnaryUnaryMultiCallable[_postgres_pb2.AddMemberRequest, _postgres_pb2.AddMemberResponse]  # type: ignore[assignment]
+    """AddMember makes one more member in a region and waits until its word counts."""
+    RemoveMember: _aio.UnaryUnaryMultiCallable[_postgres_pb2.RemoveMemberRequest, _postgres_pb2.RemoveMemberResponse]  # type: ignore[assignment]
+    """RemoveMember takes a member's word away, then destroys its machine and its volume. Not the primary's."""
     CreateBackup: _aio.UnaryUnaryMultiCallable[_postgres_pb2.CreateBackupRequest, _postgres_pb2.CreateBackupResponse]  # type: ignore[assignment]
     """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
     ListBackups: _aio.UnaryUnaryMultiCallable[_postgres_pb2.ListBackupsRequest, _postgres_pb2.ListBackupsResponse]  # type: ignore[assignment]
@@ -130,6 +142,30 @@ class PostgresServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_postgres_pb2.ResumeClusterResponse, _abc.Awaitable[_postgres_pb2.ResumeClusterResponse]]:
         """ResumeCluster ends a pause."""
+
+    @_abc_1.abstractmethod
+    def ListMembers(
+        self,
+        request: _postgres_pb2.ListMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.ListMembersResponse, _abc.Awaitable[_postgres_pb2.ListMembersResponse]]:
+        """ListMembers returns who the members are, and how far a change of them is."""
+
+    @_abc_1.abstractmethod
+    def AddMember(
+        self,
+        request: _postgres_pb2.AddMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.AddMemberResponse, _abc.Awaitable[_postgres_pb2.AddMemberResponse]]:
+        """AddMember makes one more member in a region and waits until its word counts."""
+
+    @_abc_1.abstractmethod
+    def RemoveMember(
+        self,
+        request: _postgres_pb2.RemoveMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.RemoveMemberResponse, _abc.Awaitable[_postgres_pb2.RemoveMemberResponse]]:
+        """RemoveMember takes a member's word away, then destroys its machine and its volume. Not the primary's."""
 
     @_abc_1.abstractmethod
     def CreateBackup(
