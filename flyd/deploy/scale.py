@@ -97,8 +97,8 @@ async def plan_scale(kv: KV, wish: Wish) -> Scale:
     app = decode(record.value, App)
     if app.kind is AppKind.POSTGRES:
         raise Refused(
-            f"app {app.name} is a Postgres cluster: its members are a fixed set of voters",
-            hint="A cluster with another number of members is made by `fly postgres create`.",
+            f"app {app.name} is a Postgres cluster: its members are voters, and change one by one",
+            hint=f"fly postgres members add --region REGION -a {app.name}, or members remove",
         )
     refuse_second(app.name, await list_runs(kv, app.name))
     release, group = await current_group(kv, app.name, wish.group)
