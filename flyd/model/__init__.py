@@ -20,6 +20,7 @@ from flyd.model.config import (
     Service,
     ServicePort,
     StopConfig,
+    VolumeRule,
 )
 from flyd.model.identity import Authorities, Authority, Founding, JoinToken, Membership
 from flyd.model.image import BlobNeed, BlobPart, HeldImage, ImageMove, ImagePlan
@@ -86,6 +87,7 @@ __all__ = [
     "StopConfig",
     "Value",
     "Volume",
+    "VolumeRule",
     "decode",
     "encode",
 ]

@@ -27,6 +27,14 @@ class StopConfig(Value, frozen=True, kw_only=True):
     timeout_s: float = 5.0
 
 
+class VolumeRule(Value, frozen=True, kw_only=True):
+    """How volumes of a name are copied to other hosts, and come back from one, as fly.toml says it."""
+
+    replicas: int
+    copy_every_s: float = 900.0
+    recover_max_age_s: float = 0.0  # 0: never by itself
+
+
 class Mount(Value, frozen=True, kw_only=True):
     """A volume at a path. `volume` is its id once placed; `name` is what fly.toml says."""
 
@@ -34,6 +42,7 @@ class Mount(Value, frozen=True, kw_only=True):
     volume: str = ""
     name: str = ""
     size_gb: int = 1
+    rule: VolumeRule | None = None  # given to the volume by each placing; None: the volume's stays as it is
 
 
 class Check(Value, frozen=True, kw_only=True):

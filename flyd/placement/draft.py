@@ -102,8 +102,11 @@ class Draft:
             volume = found or new_volume(
                 ids.new_volume_id(self._entropy), order.app, mount, placement.host, self._clock
             )
+            rule = msgspec.structs.asdict(mount.rule) if mount.rule else {}
             claimed.append(
-                msgspec.structs.replace(volume, attached_machine=order.machine_id, epoch=volume.epoch + 1)
+                msgspec.structs.replace(
+                    volume, attached_machine=order.machine_id, epoch=volume.epoch + 1, **rule
+                )
             )
         return tuple(claimed)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from msgspec.structs import replace
 
 from flyd.deploy.appconfig.groups import Groups
 from flyd.deploy.appconfig.table import Table
@@ -12,7 +15,10 @@ from flyd.deploy.appconfig.values import (
     DEFAULT_WAIT_TIMEOUT_S,
     DeployPolicy,
 )
-from flyd.model import Guest, Mount, RestartPolicy, StopConfig, labels
+from flyd.errors import InvalidInput
+from flyd.model import Guest, Mount, RestartPolicy, StopConfig, VolumeRule, labels
+from flyd.storage.copies import MAX_REPLICAS, check_policy
+from flyd.storage.recovery_rule import check_rule
 
 STRATEGIES = ("rolling", "immediate", "canary", "bluegreen")
 STRATEGIES_WITH_SECOND_MACHINE = ("canary", "bluegreen")  # which would need the same volume
@@ -67,8 +73,11 @@ def read_guests(root: Table, groups: Groups) -> dict[str, Guest]:
 def read_mounts(root: Table, groups: Groups) -> dict[str, tuple[Mount, ...]]:
     """The mount of each group: one at most."""
     found: dict[str, tuple[Mount, ...]] = dict.fromkeys(groups.names, ())
-    for section in root.tables("mounts", "mount"):
+    sections = root.tables("mounts", "mount")
+    rules = _volume_rules(root, [section.text("source") for section in sections])
+    for section in sections:
         mount = _mount(section)
+        mount = replace(mount, rule=rules.get(mount.name))
         for group in groups.of(section):
             if found[group]:
                 section.error(
@@ -169,6 +178,28 @@ def _preset(section: Table) -> Guest:
         return Guest()
     cpus = int(match[2])
     return Guest(cpus=cpus, memory_mb=cpus * PRESET_MEMORY_MB[match[1]], cpu_kind=CPU_KINDS[match[1]])
+
+
+def _volume_rules(root: Table, names: Sequence[str]) -> dict[str, VolumeRule]:
+    """How the volumes of each name are copied and come back: `flyd.volumes`, a table of our own."""
+    table, rules = root.table("flyd").table("volumes"), dict[str, VolumeRule]()
+    for name in table.values:
+        if name not in names:
+            table.error(name, f"no mount has the source {name!r}")
+            continue
+        section = table.table(name)
+        rule = VolumeRule(
+            replicas=section.integer("replicas", 1, minimum=0, maximum=MAX_REPLICAS),
+            copy_every_s=section.duration_s("every", VolumeRule(replicas=1).copy_every_s),
+            recover_max_age_s=section.duration_s("recover_within", 0.0),
+        )
+        try:
+            check_policy(rule.replicas, rule.copy_every_s)
+            check_rule(rule.recover_max_age_s, rule.replicas)
+        except InvalidInput as error:
+            table.error(name, error.message)
+        rules[name] = rule
+    return rules
 
 
 def _mount(section: Table) -> Mount:

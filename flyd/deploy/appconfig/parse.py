@@ -5,8 +5,10 @@ with their lines; a bare number in `deploy`'s durations is seconds, not nanoseco
 `[[services.concurrency]]` loads with a warning; handlers, limits, names of apps, regions
 and volumes are checked; and one table of our own (Fly ignores it, so the file still
 deploys there) says where machines go, the primary region first or not; which labels their
-hosts must have, all machines' or (a table below) one process group's; and which of the
-top-level checks restart their machine, after how many failures in a row:
+hosts must have, all machines' or (a table below) one process group's; which of the
+top-level checks restart their machine, after how many failures in a row; and, for the volumes of
+a mount's `source`, how many other hosts have copies, how old these may become, and whether one
+whose host is lost comes back by itself: from a copy that was no older than so much then:
 
     [flyd]
       regions = ["ams", "iad", "sin"]
@@ -15,6 +17,10 @@ top-level checks restart their machine, after how many failures in a row:
       worker = { gpu = "a100" }
     [flyd.liveness]
       alive = 3
+    [flyd.volumes.data]
+      replicas = 1
+      every = "15m"
+      recover_within = "30m"
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ _MOUNT: Schema = {
     "auto_extend_size_increment": VOLUME_UNUSED,
     "auto_extend_size_limit": VOLUME_UNUSED,
 }
+_VOLUME_RULE: Schema = {"replicas": USED, "every": USED, "recover_within": USED}
 _BUILD: Schema = dict.fromkeys(
     [
         "builder",
@@ -161,7 +162,7 @@ SCHEMA: Schema = {
     "metric": UNUSED,
     "experimental": _EXPERIMENTAL,
     # Our own keys, all below one table, which Fly ignores.
-    "flyd": {"regions": USED, "liveness": {"*": USED}, "require": USED},
+    "flyd": {"regions": USED, "liveness": {"*": USED}, "require": USED, "volumes": {"*": _VOLUME_RULE}},
 }
 
 
