@@ -47,6 +47,7 @@ class Anomaly(NamedTuple):
     what: str
     numbers: tuple[int, ...]  # of the transactions in it
     late_s: float = 0.0  # of a stale read: how long the newer value had been acknowledged
+    at_ns: int = 0  # of a stale read: when it began
 
 
 class Observation(NamedTuple):
@@ -122,8 +123,8 @@ class _Check:
         self._find_lost()
         self._find_stale(looks)
 
-    def _found(self, kind: str, what: str, *numbers: int, late_s: float = 0.0) -> None:
-        self.report.anomalies.append(Anomaly(kind, what, numbers, late_s))
+    def _found(self, kind: str, what: str, *numbers: int) -> None:
+        self.report.anomalies.append(Anomaly(kind, what, numbers))
 
     # ----------------------------------------------------------------- one key
 
@@ -303,7 +304,8 @@ class _Check:
             if late_s > 0:
                 what = f"T{reader.number} of process {reader.process} read {len(values)} values of {key}, "
                 what += f"the next had been acknowledged {late_s:.3f} s before it began"
-                self._found("stale", what, reader.number, late_s=late_s)
+                found = Anomaly("stale", what, (reader.number,), late_s, reader.began_ns)
+                self.report.anomalies.append(found)
 
 
 def _first_looks(t: Transaction) -> Iterator[Observation]:

@@ -9,10 +9,16 @@ import os
 import random
 import secrets
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
+
+from integration.histories.checker import Anomaly
+
+OLD_PRIMARY_ANSWERS = ("cut off", "frozen")
 
 Hurt = Callable[[], Awaitable[None]]
 """Does harm, heals it, and returns when all is as before."""
@@ -60,6 +66,29 @@ async def hurt(plan: Plan, faults: Mapping[str, Hurt], kinds: int) -> list[Harm]
             await faults[name]()
             done.append(Harm(name, began_ns, time.monotonic_ns()))
             print(f" {(done[-1].ended_ns - began_ns) / 1e9:.1f} s", flush=True)
+
+
+def pauses(acked_ns: Sequence[int], done: list[Harm]) -> dict[str, float]:
+    """By kind of fault the longest time in seconds between two acknowledgements, of which some was in it."""
+    longest = {harm.name: 0.0 for harm in done}
+    for harm in done:
+        first = max(1, bisect_left(acked_ns, harm.began_ns))
+        last = bisect_right(acked_ns, harm.ended_ns)
+        for before, after in pairwise(acked_ns[first - 1 : last + 1]):
+            longest[harm.name] = max(longest[harm.name], (after - before) / 1e9)
+    return longest
+
+
+def unexcused(anomalies: Iterable[Anomaly], done: list[Harm]) -> list[Anomaly]:
+    """What no fault excuses. Only stale reads can be: where an old primary is cut off or frozen, the clients
+    beside it may read from it for a moment more (docs/guarantees.md), and see a state that was.
+    """
+    late = [harm for harm in done if harm.name.endswith(OLD_PRIMARY_ANSWERS)]
+    return [
+        anomaly
+        for anomaly in anomalies
+        if anomaly.kind != "stale" or not any(h.began_ns <= anomaly.at_ns <= h.ended_ns for h in late)
+    ]
 
 
 def counted(done: list[Harm]) -> Counter[str]:

@@ -12,7 +12,6 @@ import secrets
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from integration.cluster import wait_for
 from integration.histories import edn
 from integration.histories.checker import Report, check
 from integration.histories.model import Append, Event, Transaction, transactions
+from integration.histories.nemesis import Harm, counted, pauses
 
 ROOT = Path(__file__).parent.parent.parent
 KEPT = ROOT / "build" / "histories"  # each test's newest
@@ -195,20 +195,24 @@ class History:
     def __init__(self, path: Path, done: list[Transaction]) -> None:
         self.path = path
         self.report: Report = check(done)
-        acked = sorted(t.ended_ns for t in done if t.ended_ns and t.outcome == "ok" and _appends(t))
-        self.pause_s = max((b - a for a, b in itertools.pairwise(acked)), default=0) / 1e9
-        self.acked = len(acked)
+        acked = (t.ended_ns for t in done if t.ended_ns and t.outcome == "ok" and _appends(t))
+        self.acked_ns = sorted(acked)
 
-    def summary(self, seed: int, faults: Counter[str]) -> str:
-        """One line for a person."""
+    def summary(self, seed: int, done: list[Harm]) -> str:
+        """Two lines for a person."""
         outcomes, kinds = self.report.outcomes, self.report.kinds()
-        hurt = ", ".join(f"{name} {count}" for name, count in sorted(faults.items())) or "none"
+        ended = f"{outcomes['ok']} ok, {outcomes['fail']} failed, {outcomes['info']} unknown"
+        hurt = ", ".join(
+            f"{name} {counted(done)[name]} (up to {pause_s:.2f} s)"
+            for name, pause_s in sorted(pauses(self.acked_ns, done).items())
+        )
         found = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items())) or "none"
         if "stale" in kinds:
             found += f" (by up to {self.report.stalest_s():.2f} s)"
-        ended = f"{outcomes['ok']} ok, {outcomes['fail']} failed, {outcomes['info']} unknown"
-        pause = f"longest pause {self.pause_s:.2f} s"
-        return f"history, seed {seed}: {ended}; faults: {hurt}; {pause}; anomalies: {found}; {self.path}"
+        return (
+            f"history, seed {seed}: {ended}; anomalies: {found}; {self.path}\n"
+            f"faults, with their longest pause between acknowledged appends: {hurt or 'none'}"
+        )
 
 
 def _appends(t: Transaction) -> bool:

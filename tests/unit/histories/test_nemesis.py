@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from integration.histories.nemesis import Hurt, Plan, counted, hurt
+from integration.histories.checker import Anomaly
+from integration.histories.nemesis import Harm, Hurt, Plan, counted, hurt, pauses, unexcused
 
 NAMES = ("cut", "freeze", "kill", "move")
 
@@ -49,3 +50,26 @@ def test_time_and_seed_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert Plan.from_environment(1) == Plan(30, 8)
     monkeypatch.delenv("FLY_HISTORY_MINUTES")
     assert Plan.from_environment(1) == Plan(1, 8)
+
+
+def test_a_stale_read_is_excused_by_a_frozen_primary_and_nothing_else_is() -> None:
+    done = [Harm("host killed", 0, 10), Harm("host frozen", 20, 30), Harm("cut off", 40, 50)]
+
+    def left(kind: str, at_ns: int) -> bool:
+        return bool(unexcused([Anomaly(kind, "", (), 0.5, at_ns)], done))
+
+    assert [at_ns for at_ns in (5, 15, 20, 30, 35, 45) if left("stale", at_ns)] == [5, 15, 35]
+    assert left("lost", 25)
+    assert left("G-single", 25)
+
+
+def test_the_longest_pause_of_each_kind_of_fault() -> None:
+    ms = 10**6
+    done = [
+        Harm("kill", 100 * ms, 900 * ms),
+        Harm("cut", 2000 * ms, 2500 * ms),
+        Harm("kill", 3000 * ms, 3900 * ms),
+    ]
+    acked = [t * ms for t in (90, 120, 150, 700, 800, 1950, 2600, 3010, 3500, 3600, 5000)]
+    assert pauses(acked, done) == {"kill": 1.4, "cut": 0.65}
+    assert pauses([], done) == {"kill": 0.0, "cut": 0.0}
