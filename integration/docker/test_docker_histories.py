@@ -147,6 +147,12 @@ class Faults:
         self.recovered()
 
 
+def all_started(hosts: Hosts) -> bool:
+    """Every app's machines run: the next test begins with the cluster as this one did."""
+    machines = hosts.machines("").values()
+    return all((m["state"], m["host_status"]) == ("started", "ok") for m in machines)
+
+
 def in_thread(fault: Callable[[], None]) -> Hurt:
     async def hurt() -> None:
         await asyncio.to_thread(fault)
@@ -176,6 +182,7 @@ async def test_no_anomaly_under_random_faults(world: World) -> None:
             await asyncio.to_thread(faults.recovered)
             done = await hurt(plan, faults.all(), KINDS)
             history = await asyncio.to_thread(recording.finish, faults.places[REGIONS[0]])
+            await asyncio.to_thread(wait_for, lambda: all_started(hosts), "all machines run", RECOVERED_S)
         except BaseException:
             print(evidence(hosts))
             raise
