@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 TURN_S = 0.2  # a turn at least this often, to see what Postgres does by itself
 CALM_TURN_S = 1.0  # while all is as it should be: its end, and that of its stream, are noticed at once anyway
 BUSY_TURN_S = 0.01  # while something is about to be finished
+FRESH_S = 0.1  # what etcd said this recently needs no asking again: who votes asks for the lease first anyway
 BACKOFF_S = 0.2  # after an action that failed
 RETIRE_S = 3.0  # for handing over when the member itself is told to end
 
@@ -127,7 +128,8 @@ class Agent:
         if not self._records.known:
             await self._records.refresh()
         view = await self._observe()
-        if self._term.epoch == 0 and not lease_alive(view, self._clock.monotonic_s()):
+        now = self._clock.monotonic_s()
+        if self._term.epoch == 0 and not lease_alive(view, now) and now - self._records.heard_s >= FRESH_S:
             await self._records.refresh()  # never doubt a holder because of a stalled watch
             view = await self._observe()
         decision = decide(view, self._config.node, self._clock.monotonic_s())

@@ -41,6 +41,7 @@ class ClusterRecords:
         self._changed = asyncio.Event()
         self._news = asyncio.Event()  # changed by more than the holder's sign of life
         self.lease_seen_s = 0.0
+        self.heard_s = 0.0  # when etcd last said anything of this cluster
 
     @property
     def known(self) -> bool:
@@ -180,6 +181,7 @@ class ClusterRecords:
 
     def _moved(self, revision: int) -> None:
         self._revision = max(revision, self._revision)
+        self.heard_s = self._clock.monotonic_s()
         if self.lease_revision != self._seen_revision:
             self._seen_revision = self.lease_revision
             self.lease_seen_s = self._clock.monotonic_s()
