@@ -53,7 +53,8 @@ FAULTS = ("host", "silent", "frozen", "postgres", "host+etcd", "switchover")
 TRIALS = 3
 WARM_ACKS = 50
 AFTER_ACKS = 50
-WARM_S = 1.0
+WARM_S = 0.5
+SPREAD_S = 1.0  # over the trials: a fault at each point between two renewals of a lease
 FAILOVER_S = 90.0
 WHOLE_S = 120.0
 
@@ -147,7 +148,7 @@ async def repair(rig: Rig, fault: str, node: str) -> None:
         await rig.start(node)
 
 
-async def one_trial(rig: Rig, fault: str, ledger: Ledger) -> tuple[float, int]:
+async def one_trial(rig: Rig, fault: str, ledger: Ledger, warm_s: float) -> tuple[float, int]:
     """The window, and how many rows the old primary acknowledged after its successor's first."""
     old = await rig.wait_whole()
     began = len(ledger.acks)
@@ -156,7 +157,7 @@ async def one_trial(rig: Rig, fault: str, ledger: Ledger) -> tuple[float, int]:
         asyncio.create_task(stay(rig, ledger, old)),
     ):
         await wait_acks(ledger, began + WARM_ACKS)
-        await asyncio.sleep(WARM_S)
+        await asyncio.sleep(warm_s)
         asked_s = time.monotonic()
         await hurt(rig, fault, old)
         planned = fault == "switchover"  # the old primary goes on until it hands over
@@ -195,8 +196,9 @@ async def measure(rig: Rig, faults: tuple[str, ...], trials: int) -> Found:
     late = 0
     with cables.laid(rig.cables) if "silent" in faults else contextlib.nullcontext():
         for fault in faults:
-            for _ in range(trials):
-                window_s, late_here = await one_trial(rig, fault, ledger)
+            for number in range(trials):
+                warm_s = WARM_S + SPREAD_S * number / trials
+                window_s, late_here = await one_trial(rig, fault, ledger, warm_s)
                 windows[fault].append(window_s)
                 late += late_here
                 print(f"{rig.name:8} {fault:10} window {window_s:6.2f} s", flush=True)
