@@ -14,14 +14,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import LiteralString
 
+import msgspec
 import psycopg
 import pytest
 import pytest_asyncio
 
+from flyd.errors import Unavailable
 from flyd.model import PostgresLeader
 from integration.pgha_faults import insert, silent_streams, until
 from pgha import archived
+from pgha.backup_plan import ArchiveState, DrillResult, Schedule
+from pgha.backup_requests import archive_state, drill_results, set_schedule
 from pgha.binaries import find_binaries
+from pgha.drill import Scratch
 from pgha.model import Backup
 from pgha.pgconf import PostgresConfig
 from pgha.postgres import RealPostgres
@@ -33,6 +38,8 @@ from tests.support.pgha import PASSWORD, Connection, Node, PgCluster, connect, r
 pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 WAIT_S = 60.0
 WAITING: LiteralString = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+DAY_S = 86400.0
+FIRST = "first"
 NEVER = -22  # written by the old primary alone
 
 
@@ -52,12 +59,15 @@ async def write(leader: PostgresLeader, first: int) -> str:
     return f"{(await ask(leader, add, now))[0]}+00:00"
 
 
-async def backed_up(cluster: PgCluster) -> Backup:
-    await request_backup(cluster.kv, cluster.name, "first", time.time())
+async def backed_up(cluster: PgCluster, name: str = "") -> Backup:
+    """The backup of that name (empty: any but the first), once it has ended."""
     async with asyncio.timeout(WAIT_S):
-        while not (found := [b for b in await taken(cluster.kv, cluster.name) if b.finished_at_s or b.error]):
+        while True:
+            for backup in await taken(cluster.kv, cluster.name):
+                wanted = backup.name == name if name else backup.name != FIRST
+                if wanted and (backup.finished_at_s or backup.error):
+                    return backup
             await asyncio.sleep(0.1)
-    return found[0]
 
 
 def waiting(node: Node) -> list[str]:
@@ -73,20 +83,27 @@ class Past:
         self.archive = root / "old"
         self.instants: list[str] = []  # the n-th: 10 * (n + 1) rows
         self.epoch = 0
+        self.drills: dict[str, DrillResult] = {}
+        self.state = ArchiveState()
+        self.primary = ""
 
     def files(self) -> dict[str, int]:
         """And when each was made."""
         return {path.name: path.stat().st_mtime_ns for path in (self.archive / "wal").iterdir()}
 
-    async def restored(self, name: str, to: str, archive: Path | None = None) -> list[int]:
-        """The rows of a member made from the archive, without any agent."""
-        config = PostgresConfig(
+    def config(self, name: str, to: str = "", archive: Path | None = None) -> PostgresConfig:
+        """A member's that begins with the archive."""
+        return PostgresConfig(
             node="pg-1", members=("pg-1", "pg-2"), host="127.0.40.9", port=free_ports(1)[0],
             directory=str(self.root / name), socket_dir=str(self.root / f"s-{name}"),
             bin_dir=str(find_binaries("", unprivileged(), self.root)),
             superuser_password=PASSWORD, replication_password="r",
             restore_from=str(archive or self.archive), restore_to=to,
         )  # fmt: skip
+
+    async def restored(self, name: str, to: str, archive: Path | None = None) -> list[int]:
+        """The rows of a member made from the archive, without any agent."""
+        config = self.config(name, to, archive)
         member = RealPostgres(config)
         await member.initialise()
         await member.start()
@@ -99,6 +116,20 @@ class Past:
                 return [int(str(row[0])) for row in await cursor.fetchall()]
         finally:
             await member.kill()
+
+
+async def scheduled(cluster: PgCluster, past: Past) -> None:
+    """The first backup is of yesterday: one is due at once, and a trial of it."""
+    schedule = Schedule(every_s=DAY_S / 2, keep=2, verify_every_s=DAY_S)
+    await set_schedule(cluster.kv, cluster.name, schedule)
+    second = await backed_up(cluster)
+    assert second.error == ""
+    async with asyncio.timeout(WAIT_S):
+        while not (drills := await drill_results(cluster.kv, cluster.name)):
+            await asyncio.sleep(0.1)
+        while len((state := await archive_state(cluster.kv, cluster.name)).reached) < 2:
+            await asyncio.sleep(0.1)
+    past.drills, past.state, past.primary = drills, state, second.node
 
 
 @asynccontextmanager
@@ -125,7 +156,8 @@ async def live(cluster: PgCluster, past: Past) -> None:
     """A backup and three instants, one before and two after a failover (22)."""
     leader = await cluster.wait_whole()
     await ask(leader, "CREATE TABLE acks (n int PRIMARY KEY)", "SELECT 1")
-    backup = await backed_up(cluster)
+    await request_backup(cluster.kv, cluster.name, FIRST, time.time() - DAY_S)
+    backup = await backed_up(cluster, FIRST)
     assert (backup.error, backup.node, backup.epoch) == ("", leader.node, leader.epoch)
     past.instants.append(await write(leader, 0))
     old = cluster.node(leader.node)
@@ -147,10 +179,13 @@ async def live(cluster: PgCluster, past: Past) -> None:
     after = await cluster.wait_whole()
     past.instants.append(await write(after, 20))
     await write(after, 30)
+    await ask(after, "SELECT pg_switch_wal()")
+    await write(after, 40)
     past.epoch = after.epoch
     last = str((await ask(after, "SELECT pg_walfile_name(pg_current_wal_lsn())"))[0])
     await ask(after, "SELECT pg_switch_wal()")
     await until("the end is archived", lambda: (past.archive / "wal" / last).exists())
+    await scheduled(cluster, past)
     for node in cluster.nodes:
         await until(f"{node.name} has nothing left to archive", lambda node=node: not waiting(node))
     fork = archived.histories(past.archive)[after.epoch][-1]
@@ -170,7 +205,7 @@ async def test_22_every_instant_has_its_rows_although_the_old_primary_archived_p
 ) -> None:
     rows = await asyncio.gather(*(past.restored(f"at-{n}", to) for n, to in enumerate(past.instants)))
     assert list(rows) == [list(range(10)), list(range(20)), list(range(30))]
-    assert await past.restored("all", "") == list(range(40))
+    assert await past.restored("all", "") == list(range(50))
 
 
 async def test_22_before_the_new_primary_archived_anything_the_fork_is_where_a_restore_ends(
@@ -182,7 +217,49 @@ async def test_22_before_the_new_primary_archived_anything_the_fork_is_where_a_r
     give_tree(then, unprivileged())
     for path in (then / "wal").glob(f"{past.epoch:08X}0*"):
         path.unlink()
+    for path in (then / "base").glob("*.json"):
+        if path.stem != FIRST:
+            path.unlink()
     assert await past.restored("then-all", "", then) == list(range(10))
+
+
+async def test_a_schedule_takes_backups_and_a_replica_tries_them(past: Past) -> None:
+    second = next(r.backup for r in past.state.reached if r.backup != FIRST)
+    drill = past.drills[second]
+    assert (drill.error, drill.databases) == ("", 2)
+    assert drill.node != past.primary
+    for reached in past.state.reached:
+        assert reached.missing == ""
+        assert archived.instant_s(past.instants[2]) < reached.last_commit_s <= drill.finished_at_s
+
+
+async def test_a_trial_restore_finds_what_is_damaged_and_leaves_nothing(past: Past) -> None:
+    damaged = past.root / "damaged"
+    shutil.copytree(past.archive, damaged)
+    give_tree(damaged, unprivileged())
+    config = past.config("trial")
+    Path(config.directory).mkdir()
+    give_tree(Path(config.directory), unprivileged())
+    scratch = Scratch(msgspec.structs.replace(config, archive_dir=str(damaged), restore_from=""))
+    assert (await scratch.restored(FIRST))[1] == 2
+    segments = sorted((damaged / "wal").glob(f"{past.epoch:08X}0*"))
+    assert len(segments) >= 2
+    middle = segments[0].read_bytes()
+    fork = archived.histories(damaged)[past.epoch][-1].lsn % (16 << 20)
+    segments[0].write_bytes(middle[: fork + 256] + bytes(len(middle) - fork - 256))
+    with pytest.raises(Unavailable, match="cannot be read"):
+        await scratch.restored(FIRST)
+    segments[0].unlink()
+    with pytest.raises(Unavailable, match="lacks"):
+        await scratch.restored(FIRST)
+    segments[0].write_bytes(middle)
+    relation = max((damaged / "base" / FIRST / "base").rglob("1*"), key=lambda p: p.stat().st_size)
+    relation.write_bytes(b"x" + relation.read_bytes()[1:])
+    with pytest.raises(Unavailable, match="pg_verifybackup"):
+        await scratch.restored(FIRST)
+    await scratch.clear()
+    assert list(Path(config.directory).iterdir()) == []
+    assert not Path(f"{config.socket_dir}-d").exists()
 
 
 async def test_23_a_clone_with_the_same_archive_refuses_until_it_has_its_own(past: Past) -> None:

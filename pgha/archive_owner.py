@@ -76,6 +76,16 @@ def claim(folder: Path, mine: ArchiveOwner, directory: Path) -> None:
         owned_file(directory).chmod(0o644)
 
 
+def require(folder: Path, directory: Path) -> None:
+    """`Refused` unless that is there and known to be ours: an archive that is not mounted looks empty."""
+    try:
+        if (folder / archive.OWNER).read_bytes() == owned_file(directory).read_bytes():
+            return
+    except FileNotFoundError:
+        pass
+    raise Refused(f"{folder} is not this cluster's archive now", hint="is it mounted on this host?")
+
+
 def _name(owner: Path) -> str:
     try:
         return msgspec.json.decode(owner.read_bytes(), type=ArchiveOwner).cluster

@@ -1,10 +1,7 @@
-"""Base backups in the archive directory of a cluster, taken by the primary when somebody asks.
+"""Base backups in the archive directory of a cluster, taken by the primary when somebody asks or one is due.
 
-    <archive>/wal/<segment>    archive.py
-    <archive>/base/<name>/     a data directory by pg_basebackup, whole with the WAL that it needs
-    <archive>/base/<name>.json what it is; written last: without it the backup is not there
-
-Made by pgha/main.py (`Backups`), run by pgha/agent.py as a loop. Works on nothing but copies.
+What is in an archive: archived.py. When something is due and what is dropped: backup_plan.py.
+Made by pgha/main.py (`Backups`); a loop of its own beside the agent's. Works on nothing but copies.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,20 +18,22 @@ import structlog
 from flyd.errors import FlydError, Refused, Unavailable
 from flyd.model import encode
 from flyd.ports import KV, Clock, Delete, Entropy, Put, Unchanged
-from pgha import archive_owner, keys, pgconf, wal
+from pgha import archive_owner, archived, backup_plan, keys, pgconf, upkeep, wal
 from pgha.agent import Agent
+from pgha.backup_plan import ArchiveState, Drill, DrillResult, Schedule
 from pgha.model import AgentConfig, Backup
 from pgha.pgconf import PostgresConfig
 from pgha.processes import Tools, give_tree, require_reachable, unprivileged
 
 log = structlog.get_logger(__name__)
 
+UPKEEP_S = 30.0
 BACKUP_S = 6 * 3600.0
 LOOK_S = 1.0
 
 
 class Backups:
-    """Takes a base backup while this member leads and one is wished for."""
+    """Takes base backups and looks after the archive while this member leads."""
 
     def __init__(
         self,
@@ -51,6 +51,8 @@ class Backups:
         self._entropy = entropy
         self._records = agent.records
         self._journal = agent.journal
+        self._tools = Tools(server.bin_dir, Path(server.directory))
+        self._looked_s = 0.0  # at the archive; 0: at once
 
     async def keep(self) -> None:
         """For ever; returns at once if there is no archive."""
@@ -58,15 +60,64 @@ class Backups:
             return
         archive_owner.forget(Path(self._server.directory))
         await self._owned()
+        said = ""
         while True:
             await asyncio.sleep(LOOK_S)
-            leader, wish = self._records.leader(), self._records.backup_wish()
-            if wish is None or leader is None or leader.node != self._config.node or not leader.serving:
+            leader = self._records.leader()
+            if leader is None or leader.node != self._config.node or not leader.serving:
                 continue
             try:
-                await self._settle(wish, await self._taken(wish, leader.epoch))
-            except Unavailable as error:  # of etcd: the same wish is seen again
-                log.warning("pgha.backup_unsettled", node=self._config.node, error=str(error))
+                await self._turn(leader.epoch)
+                said = ""
+            except (Refused, Unavailable, OSError) as error:  # of etcd or the archive: all is seen again
+                if said != str(error):
+                    log.warning("pgha.backup_unsettled", node=self._config.node, error=str(error))
+                said = str(error)
+
+    async def _turn(self, epoch: int) -> None:
+        """One thing after the other, while this member leads."""
+        cluster, now_s = self._config.cluster, self._clock.wall_s()
+        wish, schedule = self._records.backup_wish(), self._records.read(keys.schedule(cluster), Schedule)
+        backups = list(self._records.read_all(keys.backups(cluster), Backup))
+        results = self._records.read_all(keys.drill_results(cluster), DrillResult)
+        if wish is not None:
+            await self._settle(wish, await self._taken(wish, epoch))
+            self._looked_s = 0.0
+        elif backup_plan.backup_due(schedule, backups, now_s):
+            name = backup_plan.backup_name(now_s, self._entropy)
+            made = Backup(name=name, requested_at_s=now_s)
+            await self._wish(keys.backup_wish(cluster), encode(made))
+        elif name := backup_plan.drill_due(schedule, backups, results, now_s):
+            await self._wish(keys.drill(cluster), encode(Drill(backup=name, requested_at_s=now_s)))
+        elif self._clock.monotonic_s() >= self._looked_s + UPKEEP_S:
+            await self._upkeep(schedule, results)
+            self._looked_s = self._clock.monotonic_s()
+
+    async def _wish(self, key: str, value: bytes) -> None:
+        """Unless there is one, or another leads by now."""
+        leader_key = keys.postgres_leader(self._config.cluster)
+        mine = Unchanged(leader_key, self._records.mod_revision(leader_key))
+        await self._kv.txn([mine, Unchanged(key, 0)], [Put(key, value)])
+
+    async def _upkeep(self, schedule: Schedule | None, results: Sequence[DrillResult]) -> None:
+        """Drop what the schedule does not keep, then say how far the rest reaches."""
+        cluster, archive = self._config.cluster, Path(self._server.archive_dir)
+        archive_owner.require(archive, Path(self._server.directory))
+        if schedule is not None:
+            bad = backup_plan.broken(results)
+            gone = await upkeep.pruned(archive, bad, schedule.keep, self._clock.wall_s())
+            for name in gone:
+                self._journal.record(
+                    "postgres.backup_dropped", f"{schedule.keep} newer are kept", backup=name
+                )
+        there = await asyncio.to_thread(archived.sealed, archive)
+        recorded = self._records.read_all(keys.backups(cluster), Backup)
+        for name in backup_plan.forgotten(recorded, there):
+            effects = [Delete(keys.backup(cluster, name)), Delete(keys.drill_result(cluster, name))]
+            await self._kv.txn([], effects)
+        key, found = keys.archive(cluster), await upkeep.state(archive, self._tools)
+        if found != self._records.read(key, ArchiveState):
+            await self._kv.txn([], [Put(key, encode(found))])
 
     async def _owned(self) -> None:
         """Until the archive is known to be this cluster's: only then does anything go in."""

@@ -12,6 +12,11 @@ pg/<cluster>/switchover          Switchover      the API; removed by who carries
 pg/<cluster>/pause               Pause           the API, which removes it, too
 pg/<cluster>/backup              Backup          the API; the primary takes it and removes the key
 pg/<cluster>/backups/<name>      Backup          the primary that took it, or failed to
+pg/<cluster>/schedule            Schedule        the API, which removes it, too
+pg/<cluster>/drill               Drill           the API or the primary; a replica does it and removes the key
+pg/<cluster>/drills/<backup>     DrillResult     the replica that tried it; removed with the backup
+pg/<cluster>/archive             ArchiveState    the primary
+pg/<cluster>/storage/<node>      Storage         the member itself
 pg/<cluster>/archive_owner       ArchiveOwner    the first member whose archive is ready; never changed
 """
 
@@ -20,6 +25,7 @@ from __future__ import annotations
 from flyd.store.keys import PG, postgres_leader, postgres_members
 
 __all__ = [
+    "archive",
     "archive_owner",
     "backup",
     "backup_wish",
@@ -28,6 +34,9 @@ __all__ = [
     "cluster",
     "doubt",
     "doubts",
+    "drill",
+    "drill_result",
+    "drill_results",
     "histories",
     "history",
     "lease",
@@ -35,6 +44,9 @@ __all__ = [
     "membership",
     "pause",
     "postgres_leader",
+    "schedule",
+    "storage",
+    "storages",
     "switchover",
     "vote",
     "votes",
@@ -109,6 +121,41 @@ def backups(name: str) -> str:
 def backup(name: str, backup_name: str) -> str:
     """One base backup."""
     return backups(name) + backup_name
+
+
+def schedule(name: str) -> str:
+    """When base backups are taken and how many are kept."""
+    return f"{PG}{name}/schedule"
+
+
+def drill(name: str) -> str:
+    """A trial restore is to be made."""
+    return f"{PG}{name}/drill"
+
+
+def drill_results(name: str) -> str:
+    """Prefix of what became of trial restores."""
+    return f"{PG}{name}/drills/"
+
+
+def drill_result(name: str, backup_name: str) -> str:
+    """Of one backup's last trial restore."""
+    return drill_results(name) + backup_name
+
+
+def archive(name: str) -> str:
+    """How far each backup reaches."""
+    return f"{PG}{name}/archive"
+
+
+def storages(name: str) -> str:
+    """Prefix of what members say of their disks."""
+    return f"{PG}{name}/storage/"
+
+
+def storage(name: str, node: str) -> str:
+    """What one member says of its disk and its archiver."""
+    return storages(name) + node
 
 
 def archive_owner(name: str) -> str:

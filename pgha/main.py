@@ -33,6 +33,8 @@ from pgha import operate
 from pgha.agent import Agent
 from pgha.backups import Backups
 from pgha.binaries import find_binaries
+from pgha.drill import Drills
+from pgha.guard import Guard
 from pgha.killer import KillerProcess
 from pgha.lookout import TcpLookout
 from pgha.model import AgentConfig
@@ -187,11 +189,18 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.retire)
     backups = Backups(config, server, kv, SystemClock(), SystemEntropy(), agent)
+    guard = Guard(config, server, postgres, kv, SystemClock(), agent.journal)
+    drills = Drills(config, server, kv, SystemClock(), agent)
     try:
         async with asyncio.TaskGroup() as group:
-            taking = group.create_task(backups.keep(), name="pgha-backups")
+            besides = [
+                group.create_task(backups.keep(), name="pgha-backups"),
+                group.create_task(drills.keep(), name="pgha-drills"),
+                group.create_task(guard.keep(), name="pgha-guard"),
+            ]
             await agent.run()
-            taking.cancel()
+            for beside in besides:
+                beside.cancel()
     finally:
         killer.close()
         await kv.close()

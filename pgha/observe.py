@@ -120,6 +120,14 @@ class ClusterRecords:
         """The base backup that somebody wants."""
         return self._one(keys.backup_wish(self._cluster), Backup)
 
+    def read(self, key: str, kind: type[T]) -> T | None:
+        """Any key of the cluster, as last seen."""
+        return self._one(key, kind)
+
+    def read_all(self, prefix: str, kind: type[T]) -> tuple[T, ...]:
+        """All keys below it, in their order."""
+        return self._all(prefix, kind)
+
     @property
     def lease_revision(self) -> int:
         """Of the lease; it names the round."""

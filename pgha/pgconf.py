@@ -49,6 +49,8 @@ SETTINGS = {
     "log_line_prefix": "%m [%p] ",
 }
 
+READ_ONLY = "default_transaction_read_only = 'on'  # the disk is nearly full: guard.py\n"
+
 HBA = f"""\
 # Written by pgha. The socket is in a directory that only Postgres' own user (and root) can enter.
 local all all trust

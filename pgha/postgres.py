@@ -63,6 +63,8 @@ class RealPostgres:
         self._sql = SqlSession(config.socket_dir, config.port, pgconf.SUPERUSER)
         self._exits = Exits()
         self._upstream = ""
+        self._configured: tuple[str, str] | None = None  # upstream and own name, as last written
+        self._read_only = False
         self._wanted = settled(config.members).synchronous
         self._in_force = Synchronous()
         for folder in (self._base, Path(config.socket_dir)):
@@ -341,6 +343,13 @@ class RealPostgres:
         )  # fmt: skip
         wal.remove_durably(self._damaged)
 
+    def set_read_only(self, on: bool) -> None:
+        """In the configuration as it stands, and in every later one."""
+        self._read_only = on
+        if self._running() and self._configured is not None:
+            self._configure(*self._configured)
+            self._reload()
+
     # ----------------------------------------------------------------------- small parts
 
     def _open_upstream(self, address: str) -> None:
@@ -364,10 +373,11 @@ class RealPostgres:
             primary_conninfo=conninfo,
             archive_command=self._archive_command(),
         )
-        self._write(self._data / "pgha.conf", text)
+        self._configured = (upstream, name)
+        self._write(self._data / "pgha.conf", text + (pgconf.READ_ONLY if self._read_only else ""))
 
     def _archive_command(self) -> str:
-        """Written anew with the configuration that names it; empty without an archive."""
+        """Its script is written anew with the configuration; empty without an archive."""
         config, script = self._config, self._base / "archive.sh"
         if not config.archive_dir:
             return ""

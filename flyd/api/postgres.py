@@ -14,6 +14,7 @@ from flyd.model import App, AppKind, Machine, PostgresLeader, PostgresMember, Se
 from flyd.postgres import clusters, databases
 from flyd.store import keys
 from flyd.v1 import postgres_pb2, postgres_pb2_grpc
+from pgha.backup_requests import storage
 from pgha.requests import paused, request_pause, request_resume, request_switchover
 
 DEFAULT_MEMORY_MB = 256
@@ -90,6 +91,7 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         machines = [i.value for i in ctx.mirror.list(f"{keys.MACHINES}{app.name}/", Machine)]
         hosts = {machine.id: machine.host for machine in machines}
         members = [i.value for i in ctx.mirror.list(keys.postgres_members(app.name), PostgresMember)]
+        disks = {s.node: s for s in await storage(ctx.kv, app.name)}
         pause = await paused(ctx.kv, app.name)
         return postgres_pb2.GetClusterResponse(
             cluster_name=app.name,
@@ -100,7 +102,10 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
             paused=pause is not None,
             pause_reason=pause.reason if pause else "",
             paused_at=pause.since_s if pause else 0.0,
-            members=[views.postgres_member(m, ctx.alive(hosts.get(m.machine_id, ""))) for m in members],
+            members=[
+                views.postgres_member(m, ctx.alive(hosts.get(m.machine_id, "")), disks.get(m.node))
+                for m in members
+            ],
         )
 
     async def _superuser_password(self, cluster: str) -> str:
@@ -195,8 +200,25 @@ class PostgresServicer(postgres_pb2_grpc.PostgresServiceServicer):
         """Taken, tried, and under way."""
         cluster = self._cluster(request.cluster_name)
         return postgres_pb2.ListBackupsResponse(
-            backups=await postgres_backups.list_backups(self._context, cluster.name)
+            backups=await postgres_backups.list_backups(self._context, cluster.name),
+            schedule=await postgres_backups.schedule(self._context, cluster.name),
         )
+
+    async def SetBackupSchedule(
+        self, request: postgres_pb2.SetBackupScheduleRequest, context: Any
+    ) -> postgres_pb2.SetBackupScheduleResponse:
+        """The primary keeps it."""
+        self._cluster(request.cluster_name)
+        await postgres_backups.set_schedule(self._context, request)
+        return postgres_pb2.SetBackupScheduleResponse()
+
+    async def VerifyBackup(
+        self, request: postgres_pb2.VerifyBackupRequest, context: Any
+    ) -> postgres_pb2.VerifyBackupResponse:
+        """By a replica, on its own volume."""
+        cluster = self._cluster(request.cluster_name)
+        tried = await postgres_backups.verify(self._context, cluster.name, request.backup_name)
+        return postgres_pb2.VerifyBackupResponse(backup=tried)
 
     async def RestoreCluster(
         self, request: postgres_pb2.RestoreClusterRequest, context: Any

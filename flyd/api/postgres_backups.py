@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 
 from flyd.api.apps import check_name, check_regions
@@ -13,14 +13,24 @@ from flyd.model import App, Machine
 from flyd.postgres import clusters
 from flyd.store import keys
 from flyd.v1 import postgres_pb2
+from pgha import backup_requests
+from pgha.backup_plan import DrillResult, Reached, Schedule, backup_name
+from pgha.backup_requests import archive_state, clear_schedule, drill_results, request_drill, schedule_of
 from pgha.model import Backup
 from pgha.requests import request_backup, taken
 
 BACKUP_TIMEOUT_S = 3600.0
 
 
-def _shown(backup: Backup) -> postgres_pb2.Backup:
+def _shown(
+    backup: Backup, reached: Reached | None = None, tried: DrillResult | None = None
+) -> postgres_pb2.Backup:
     return postgres_pb2.Backup(
+        restorable_to=reached.last_commit_s if reached else 0.0,
+        missing_wal=reached.missing if reached else "",
+        verified_at=tried.finished_at_s if tried else 0.0,
+        verify_error=tried.error if tried else "",
+        verified_by=tried.node if tried else "",
         name=backup.name,
         requested_at=backup.requested_at_s,
         finished_at=backup.finished_at_s,
@@ -47,9 +57,7 @@ async def create_backup(context: ApiContext, cluster: str) -> postgres_pb2.Backu
     """Wait until it is taken."""
     archive_of(context, cluster)
     now_s = context.clock.wall_s()
-    name = (
-        datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%S") + f"-{context.entropy.token(3).lower()}"
-    )
+    name = backup_name(now_s, context.entropy)
     await request_backup(context.kv, cluster, name, now_s)
     try:
         async with asyncio.timeout(BACKUP_TIMEOUT_S):
@@ -76,8 +84,54 @@ def _settled(cluster: str, backup: Backup) -> postgres_pb2.Backup:
 
 
 async def list_backups(context: ApiContext, cluster: str) -> list[postgres_pb2.Backup]:
-    """Oldest first."""
-    return [_shown(backup) for backup in await taken(context.kv, cluster)]
+    """Oldest first, with what is known of each."""
+    reached = {r.backup: r for r in (await archive_state(context.kv, cluster)).reached}
+    tried = await drill_results(context.kv, cluster)
+    return [
+        _shown(backup, reached.get(backup.name), tried.get(backup.name))
+        for backup in await taken(context.kv, cluster)
+    ]
+
+
+async def schedule(context: ApiContext, cluster: str) -> postgres_pb2.BackupSchedule | None:
+    """The one in force."""
+    found = await schedule_of(context.kv, cluster)
+    if found is None:
+        return None
+    return postgres_pb2.BackupSchedule(
+        every_s=found.every_s, keep=found.keep, verify_every_s=found.verify_every_s
+    )
+
+
+async def set_schedule(context: ApiContext, request: postgres_pb2.SetBackupScheduleRequest) -> None:
+    """Or none, if the request has none."""
+    archive_of(context, request.cluster_name)
+    if not request.HasField("schedule"):
+        await clear_schedule(context.kv, request.cluster_name)
+        return
+    wanted = request.schedule
+    found = Schedule(every_s=wanted.every_s, keep=wanted.keep, verify_every_s=wanted.verify_every_s)
+    await backup_requests.set_schedule(context.kv, request.cluster_name, found)
+
+
+async def verify(context: ApiContext, cluster: str, wanted: str) -> postgres_pb2.Backup:
+    """Wait until a replica has tried it. What it found is the answer, not an error."""
+    archive_of(context, cluster)
+    asked_s = context.clock.wall_s()
+    name = await request_drill(context.kv, cluster, wanted, asked_s)
+    try:
+        async with asyncio.timeout(BACKUP_TIMEOUT_S):
+            while True:
+                version = context.mirror.version
+                tried = (await drill_results(context.kv, cluster)).get(name)
+                if tried is not None and tried.requested_at_s >= asked_s:
+                    return next(b for b in await list_backups(context, cluster) if b.name == name)
+                await context.mirror.wait_change(version)
+    except TimeoutError:
+        raise Unavailable(
+            f"the trial restore of {name} has not ended after {BACKUP_TIMEOUT_S:.0f} s; it goes on",
+            hint=f"`fly postgres backup list -a {cluster}` shows what it found.",
+        ) from None
 
 
 async def restore(context: ApiContext, source: App, request: postgres_pb2.RestoreClusterRequest) -> App:

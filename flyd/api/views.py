@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flyd.model import App, Event, Host, MachineStatus, PostgresMember, Reservations, Volume
 from flyd.v1 import apps_pb2, events_pb2, hosts_pb2, postgres_pb2, volumes_pb2
+from pgha.disk import Storage
 
 
 def app(value: App, statuses: list[MachineStatus]) -> apps_pb2.App:
@@ -64,8 +65,11 @@ def host(value: Host, reserved: Reservations, alive: bool) -> hosts_pb2.Host:
     )
 
 
-def postgres_member(value: PostgresMember, alive: bool) -> postgres_pb2.PostgresMember:
-    """A member of a Postgres cluster."""
+def postgres_member(
+    value: PostgresMember, alive: bool, storage: Storage | None = None
+) -> postgres_pb2.PostgresMember:
+    """A member of a Postgres cluster, and what it last said of its disk."""
+    disk = storage or Storage(node=value.node)
     return postgres_pb2.PostgresMember(
         node=value.node,
         region=value.region,
@@ -78,6 +82,12 @@ def postgres_member(value: PostgresMember, alive: bool) -> postgres_pb2.Postgres
         detail=value.detail,
         address=value.address,
         host_status="ok" if alive else "unreachable",
+        disk_state=str(disk.level) if storage else "",
+        disk_free_bytes=disk.free_bytes,
+        disk_total_bytes=disk.total_bytes,
+        archive_failing_since=disk.failing_since_s,
+        archive_failing_segment=disk.failing_segment,
+        archive_waiting=disk.waiting,
     )
 
 

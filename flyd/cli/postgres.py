@@ -110,6 +110,25 @@ def status(cluster: str | None, json_output: bool) -> None:
         ],
         empty="No member has said anything yet.",
     )
+    for member in found.members:
+        for line in troubles(member):
+            note(line)
+
+
+def troubles(member: postgres_pb2.PostgresMember) -> list[str]:
+    """What of its disk or archive somebody should know at three in the morning."""
+    found: list[str] = []
+    if member.disk_state not in ("", "ok"):
+        free, total = member.disk_free_bytes >> 20, member.disk_total_bytes >> 20
+        takes = ", so nothing is written" if member.disk_state == "read-only" else ""
+        found.append(f"{member.node}: disk {member.disk_state}, {free} MB of {total} MB free{takes}")
+    if member.archive_failing_since:
+        since, waiting = ago(member.archive_failing_since), member.archive_waiting
+        found.append(
+            f"{member.node}: archiving fails since {since} at {member.archive_failing_segment}, "
+            f"{waiting} segments wait on its disk"
+        )
+    return found
 
 
 @postgres.command(epilog="Example: fly postgres switchover -a chat-db --target chat-db-2")

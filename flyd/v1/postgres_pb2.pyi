@@ -36,6 +36,12 @@ class PostgresMember(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     HOST_STATUS_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
+    DISK_STATE_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FAILING_SINCE_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FAILING_SEGMENT_FIELD_NUMBER: _builtins.int
+    ARCHIVE_WAITING_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     region: _builtins.str
     machine_id: _builtins.str
@@ -50,6 +56,15 @@ class PostgresMember(_message.Message):
     """"ok" or "unreachable": whether the member's host is there."""
     standing: _builtins.str
     """In ListMembers: "member", "joining", "leaving", or "removed" while its machine is still there."""
+    disk_state: _builtins.str
+    """"ok", "low", or "read-only": nearly full, so that nothing is written. Empty: not said yet."""
+    disk_free_bytes: _builtins.int
+    disk_total_bytes: _builtins.int
+    archive_failing_since: _builtins.float
+    """Since when it cannot archive its WAL, in seconds since 1970; 0: it can, or has no archive."""
+    archive_failing_segment: _builtins.str
+    """The segment that does not go in, and how many wait for it."""
+    archive_waiting: _builtins.int
     def __init__(
         self,
         *,
@@ -65,10 +80,16 @@ class PostgresMember(_message.Message):
         address: _builtins.str = ...,
         host_status: _builtins.str = ...,
         standing: _builtins.str = ...,
+        disk_state: _builtins.str = ...,
+        disk_free_bytes: _builtins.int = ...,
+        disk_total_bytes: _builtins.int = ...,
+        archive_failing_since: _builtins.float = ...,
+        archive_failing_segment: _builtins.str = ...,
+        archive_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "epoch", b"epoch", "flushed_lsn", b"flushed_lsn", "host_status", b"host_status", "machine_id", b"machine_id", "node", b"node", "region", b"region", "role", b"role", "standing", b"standing", "streaming", b"streaming", "timeline", b"timeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "archive_failing_segment", b"archive_failing_segment", "archive_failing_since", b"archive_failing_since", "archive_waiting", b"archive_waiting", "detail", b"detail", "disk_free_bytes", b"disk_free_bytes", "disk_state", b"disk_state", "disk_total_bytes", b"disk_total_bytes", "epoch", b"epoch", "flushed_lsn", b"flushed_lsn", "host_status", b"host_status", "machine_id", b"machine_id", "node", b"node", "region", b"region", "role", b"role", "standing", b"standing", "streaming", b"streaming", "timeline", b"timeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,6 +454,11 @@ class Backup(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    RESTORABLE_TO_FIELD_NUMBER: _builtins.int
+    MISSING_WAL_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    VERIFY_ERROR_FIELD_NUMBER: _builtins.int
+    VERIFIED_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     requested_at: _builtins.float
     finished_at: _builtins.float
@@ -443,6 +469,16 @@ class Backup(_message.Message):
     size_bytes: _builtins.int
     error: _builtins.str
     """Why it failed."""
+    restorable_to: _builtins.float
+    """Any instant between finished_at and this one can be restored: the newest archived commit. 0: not known yet."""
+    missing_wal: _builtins.str
+    """The segment that the archive lacks; what is behind it cannot be restored from this backup."""
+    verified_at: _builtins.float
+    """When a trial restore of it last ended; 0: it was not tried."""
+    verify_error: _builtins.str
+    """What that found; empty: all is well."""
+    verified_by: _builtins.str
+    """The member that tried it."""
     def __init__(
         self,
         *,
@@ -453,14 +489,131 @@ class Backup(_message.Message):
         epoch: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         error: _builtins.str = ...,
+        restorable_to: _builtins.float = ...,
+        missing_wal: _builtins.str = ...,
+        verified_at: _builtins.float = ...,
+        verify_error: _builtins.str = ...,
+        verified_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "finished_at", b"finished_at", "name", b"name", "node", b"node", "requested_at", b"requested_at", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "finished_at", b"finished_at", "missing_wal", b"missing_wal", "name", b"name", "node", b"node", "requested_at", b"requested_at", "restorable_to", b"restorable_to", "size_bytes", b"size_bytes", "verified_at", b"verified_at", "verified_by", b"verified_by", "verify_error", b"verify_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class BackupSchedule(_message.Message):
+    """BackupSchedule is what happens by itself. All in seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERY_S_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    VERIFY_EVERY_S_FIELD_NUMBER: _builtins.int
+    every_s: _builtins.float
+    keep: _builtins.int
+    """So many good backups stay, and the WAL that they need; at least 1."""
+    verify_every_s: _builtins.float
+    """How often one is tried; 0: never."""
+    def __init__(
+        self,
+        *,
+        every_s: _builtins.float = ...,
+        keep: _builtins.int = ...,
+        verify_every_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_s", b"every_s", "keep", b"keep", "verify_every_s", b"verify_every_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupSchedule: _TypeAlias = BackupSchedule  # noqa: Y015
+
+@_typing.final
+class SetBackupScheduleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    @_builtins.property
+    def schedule(self) -> Global___BackupSchedule:
+        """Unset: none; what there is stays."""
+
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        schedule: Global___BackupSchedule | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "schedule", b"schedule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBackupScheduleRequest: _TypeAlias = SetBackupScheduleRequest  # noqa: Y015
+
+@_typing.final
+class SetBackupScheduleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBackupScheduleResponse: _TypeAlias = SetBackupScheduleResponse  # noqa: Y015
+
+@_typing.final
+class VerifyBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    BACKUP_NAME_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    backup_name: _builtins.str
+    """Empty: the newest."""
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        backup_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_name", b"backup_name", "cluster_name", b"cluster_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyBackupRequest: _TypeAlias = VerifyBackupRequest  # noqa: Y015
+
+@_typing.final
+class VerifyBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def backup(self) -> Global___Backup: ...
+    def __init__(
+        self,
+        *,
+        backup: Global___Backup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyBackupResponse: _TypeAlias = VerifyBackupResponse  # noqa: Y015
 
 @_typing.final
 class CreateBackupRequest(_message.Message):
@@ -525,16 +678,22 @@ class ListBackupsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BACKUPS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
+    @_builtins.property
+    def schedule(self) -> Global___BackupSchedule:
+        """Unset: backups are taken only when somebody asks."""
+
     def __init__(
         self,
         *,
         backups: _abc.Iterable[Global___Backup] | None = ...,
+        schedule: Global___BackupSchedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "schedule", b"schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,6 +90,16 @@ class PostgresServiceStub:
                 request_serializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsRequest.SerializeToString,
                 response_deserializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsResponse.FromString,
                 _registered_method=True)
+        self.SetBackupSchedule = channel.unary_unary(
+                '/flyd.v1.PostgresService/SetBackupSchedule',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.SetBackupScheduleRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.SetBackupScheduleResponse.FromString,
+                _registered_method=True)
+        self.VerifyBackup = channel.unary_unary(
+                '/flyd.v1.PostgresService/VerifyBackup',
+                request_serializer=flyd_dot_v1_dot_postgres__pb2.VerifyBackupRequest.SerializeToString,
+                response_deserializer=flyd_dot_v1_dot_postgres__pb2.VerifyBackupResponse.FromString,
+                _registered_method=True)
         self.RestoreCluster = channel.unary_unary(
                 '/flyd.v1.PostgresService/RestoreCluster',
                 request_serializer=flyd_dot_v1_dot_postgres__pb2.RestoreClusterRequest.SerializeToString,
@@ -183,6 +193,20 @@ class PostgresServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetBackupSchedule(self, request, context):
+        """SetBackupSchedule says how often backups are taken and tried by themselves and how many are kept, or that none are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyBackup(self, request, context):
+        """VerifyBackup has a replica restore a backup to a scratch directory and check it, and waits for the outcome.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RestoreCluster(self, request, context):
         """RestoreCluster makes a new cluster with what another one had at an instant.
         """
@@ -254,6 +278,16 @@ def add_PostgresServiceServicer_to_server(servicer, server):
                     servicer.ListBackups,
                     request_deserializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsRequest.FromString,
                     response_serializer=flyd_dot_v1_dot_postgres__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'SetBackupSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBackupSchedule,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.SetBackupScheduleRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.SetBackupScheduleResponse.SerializeToString,
+            ),
+            'VerifyBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyBackup,
+                    request_deserializer=flyd_dot_v1_dot_postgres__pb2.VerifyBackupRequest.FromString,
+                    response_serializer=flyd_dot_v1_dot_postgres__pb2.VerifyBackupResponse.SerializeToString,
             ),
             'RestoreCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.RestoreCluster,
@@ -564,6 +598,60 @@ class PostgresService:
             '/flyd.v1.PostgresService/ListBackups',
             flyd_dot_v1_dot_postgres__pb2.ListBackupsRequest.SerializeToString,
             flyd_dot_v1_dot_postgres__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBackupSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/SetBackupSchedule',
+            flyd_dot_v1_dot_postgres__pb2.SetBackupScheduleRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.SetBackupScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flyd.v1.PostgresService/VerifyBackup',
+            flyd_dot_v1_dot_postgres__pb2.VerifyBackupRequest.SerializeToString,
+            flyd_dot_v1_dot_postgres__pb2.VerifyBackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class PostgresServiceStub:
     """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
     ListBackups: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.ListBackupsRequest, _postgres_pb2.ListBackupsResponse]
     """ListBackups returns the base backups of a cluster, oldest first."""
+    SetBackupSchedule: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.SetBackupScheduleRequest, _postgres_pb2.SetBackupScheduleResponse]
+    """SetBackupSchedule says how often backups are taken and tried by themselves and how many are kept, or that none are."""
+    VerifyBackup: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.VerifyBackupRequest, _postgres_pb2.VerifyBackupResponse]
+    """VerifyBackup has a replica restore a backup to a scratch directory and check it, and waits for the outcome."""
     RestoreCluster: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.RestoreClusterRequest, _postgres_pb2.RestoreClusterResponse]
     """RestoreCluster makes a new cluster with what another one had at an instant."""
     GetConnection: _grpc.UnaryUnaryMultiCallable[_postgres_pb2.GetConnectionRequest, _postgres_pb2.GetConnectionResponse]
@@ -87,6 +91,10 @@ class PostgresServiceAsyncStub(PostgresServiceStub):
     """CreateBackup takes a base backup into the cluster's archive, and waits for it."""
     ListBackups: _aio.UnaryUnaryMultiCallable[_postgres_pb2.ListBackupsRequest, _postgres_pb2.ListBackupsResponse]  # type: ignore[assignment]
     """ListBackups returns the base backups of a cluster, oldest first."""
+    SetBackupSchedule: _aio.UnaryUnaryMultiCallable[_postgres_pb2.SetBackupScheduleRequest, _postgres_pb2.SetBackupScheduleResponse]  # type: ignore[assignment]
+    """SetBackupSchedule says how often backups are taken and tried by themselves and how many are kept, or that none are."""
+    VerifyBackup: _aio.UnaryUnaryMultiCallable[_postgres_pb2.VerifyBackupRequest, _postgres_pb2.VerifyBackupResponse]  # type: ignore[assignment]
+    """VerifyBackup has a replica restore a backup to a scratch directory and check it, and waits for the outcome."""
     RestoreCluster: _aio.UnaryUnaryMultiCallable[_postgres_pb2.RestoreClusterRequest, _postgres_pb2.RestoreClusterResponse]  # type: ignore[assignment]
     """RestoreCluster makes a new cluster with what another one had at an instant."""
     GetConnection: _aio.UnaryUnaryMultiCallable[_postgres_pb2.GetConnectionRequest, _postgres_pb2.GetConnectionResponse]  # type: ignore[assignment]
@@ -182,6 +190,22 @@ class PostgresServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_postgres_pb2.ListBackupsResponse, _abc.Awaitable[_postgres_pb2.ListBackupsResponse]]:
         """ListBackups returns the base backups of a cluster, oldest first."""
+
+    @_abc_1.abstractmethod
+    def SetBackupSchedule(
+        self,
+        request: _postgres_pb2.SetBackupScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.SetBackupScheduleResponse, _abc.Awaitable[_postgres_pb2.SetBackupScheduleResponse]]:
+        """SetBackupSchedule says how often backups are taken and tried by themselves and how many are kept, or that none are."""
+
+    @_abc_1.abstractmethod
+    def VerifyBackup(
+        self,
+        request: _postgres_pb2.VerifyBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postgres_pb2.VerifyBackupResponse, _abc.Awaitable[_postgres_pb2.VerifyBackupResponse]]:
+        """VerifyBackup has a replica restore a backup to a scratch directory and check it, and waits for the outcome."""
 
     @_abc_1.abstractmethod
     def RestoreCluster(

@@ -13,7 +13,7 @@ import pytest
 
 from flyd.api.context import ApiContext
 from flyd.api.postgres import PostgresServicer
-from flyd.errors import Conflict, InvalidInput, Refused, Unavailable
+from flyd.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from flyd.model import Machine, PostgresLeader, decode, encode
 from flyd.ports import Delete, Put
 from flyd.store import keys
@@ -21,6 +21,7 @@ from flyd.store.memory import MemoryEtcd, MemoryKV
 from flyd.store.mirror import Mirror
 from flyd.v1 import postgres_pb2 as pb
 from pgha import keys as pgha_keys
+from pgha.backup_plan import Drill, DrillResult
 from pgha.model import Backup
 from tests.support.host_world import FakeDriver
 from tests.support.placing import CountedEntropy, FixedClock, join, make_host
@@ -75,6 +76,18 @@ class Site:
         put = Put(pgha_keys.backup(cluster, wish.name), encode(done))
         await self.kv.txn([], [put, Delete(pgha_keys.backup_wish(cluster))])
 
+    async def drill(self, cluster: str) -> None:
+        """As a replica does: the wish becomes a result."""
+        while (item := await self.kv.get(pgha_keys.drill(cluster))) is None:
+            await asyncio.sleep(0)
+        wish, now_s = decode(item.value, Drill), self.clock.wall_s()
+        found = DrillResult(
+            backup=wish.backup, node="db-2", requested_at_s=wish.requested_at_s, finished_at_s=now_s,
+            error="torn",
+        )  # fmt: skip
+        put = Put(pgha_keys.drill_result(cluster, wish.backup), encode(found))
+        await self.kv.txn([], [put, Delete(pgha_keys.drill(cluster))])
+
     async def env(self, cluster: str) -> dict[str, str]:
         listing = await self.kv.list(f"{keys.MACHINES}{cluster}/")
         return dict(decode(listing.items[0].value, Machine).config.env)
@@ -112,6 +125,40 @@ async def test_a_backup_is_taken_listed_and_restored_from() -> None:
         env = await site.env("copy")
         assert env["PGHA_ARCHIVE_DIR"] == "/mnt/shared/copy"
         assert (env["PGHA_RESTORE_FROM"], env["PGHA_RESTORE_TO"]) == ("/mnt/shared/db", to)
+
+
+async def test_a_schedule_is_kept_shown_and_ended() -> None:
+    async with running() as site:
+        await site.make("db", "/mnt/shared")
+        listing = pb.ListBackupsRequest(cluster_name="db")
+        assert not (await site.service.ListBackups(listing, None)).HasField("schedule")
+        wanted = pb.BackupSchedule(every_s=86400, keep=7, verify_every_s=604800)
+        request = pb.SetBackupScheduleRequest(cluster_name="db", schedule=wanted)
+        await site.service.SetBackupSchedule(request, None)
+        assert (await site.service.ListBackups(listing, None)).schedule == wanted
+        for bad in (pb.BackupSchedule(every_s=86400), pb.BackupSchedule(every_s=1, keep=7)):
+            with pytest.raises(InvalidInput):
+                await site.service.SetBackupSchedule(
+                    pb.SetBackupScheduleRequest(cluster_name="db", schedule=bad), None
+                )
+        await site.service.SetBackupSchedule(pb.SetBackupScheduleRequest(cluster_name="db"), None)
+        assert not (await site.service.ListBackups(listing, None)).HasField("schedule")
+
+
+async def test_a_trial_restore_is_waited_for_and_shown() -> None:
+    async with running() as site:
+        await site.make("db", "/mnt/shared")
+        request = pb.VerifyBackupRequest(cluster_name="db")
+        with pytest.raises(Refused, match="no backup yet"):
+            await site.service.VerifyBackup(request, None)
+        made = (await back_up(site)).backup
+        other = pb.VerifyBackupRequest(cluster_name="db", backup_name="another")
+        with pytest.raises(NotFound, match="another"):
+            await site.service.VerifyBackup(other, None)
+        found = (await asyncio.gather(site.service.VerifyBackup(request, None), site.drill("db")))[0]
+        assert (found.backup.name, found.backup.verify_error, found.backup.verified_by) == (
+            made.name, "torn", "db-2",
+        )  # fmt: skip
 
 
 async def test_what_cannot_be_restored_is_refused_before_anything_is_made() -> None:
