@@ -12,12 +12,15 @@ at the next start.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 
-TABLE = "inet bench_failover"
+PREFIX = "bench_failover_"  # and our process id
+TABLE = f"inet {PREFIX}{os.getpid()}"
 FIRST_GROUP = 49_001  # nobody's: only the number matters
 NFT_S = 10.0
 
@@ -80,17 +83,22 @@ class Cables:
 @contextmanager
 def laid(cables: Cables) -> Generator[None]:
     """Cables that can be cut, while the block runs."""
-    remove()
+    remove_leftovers()
     _nft(cables.rules())
     try:
         yield
     finally:
-        remove()
+        _nft(f"delete table {TABLE}\n")
 
 
-def remove() -> None:
-    """Our table, if it is there."""
-    _nft(f"add table {TABLE}\ndelete table {TABLE}\n")
+def remove_leftovers() -> None:
+    """The tables of runs that were killed."""
+    listed = subprocess.run(
+        ["nft", "list", "tables"], capture_output=True, text=True, check=True, timeout=NFT_S
+    )
+    for pid in re.findall(rf"^table inet {PREFIX}(\d+)$", listed.stdout, re.MULTILINE):
+        if not Path(f"/proc/{pid}").exists():
+            _nft(f"delete table inet {PREFIX}{pid}\n")
 
 
 def _nft(text: str) -> None:
