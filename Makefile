@@ -73,7 +73,7 @@ soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, 35 minut
 	FLY_HOSTILE_CALLS=10000 $(PYTEST) integration/test_hostile.py
 	FLY_HISTORY_MINUTES=5 $(PYTEST) -s integration/histories/test_pgha_history.py
 	FLY_HISTORY_MINUTES=30 $(PYTEST) -s integration/docker/test_docker_histories.py
-	$(PYTEST) integration -m soak
+	$(PYTEST) integration tests/unit/volumes -m soak
 
 proto: $(STAMP)  ## generate flyd/v1 from proto/
 	./scripts/proto.sh

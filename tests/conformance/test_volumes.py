@@ -216,6 +216,23 @@ async def test_it_grows_and_never_shrinks(open_store: Open) -> None:
         await store.extend("vol2", 2)
 
 
+async def test_a_fork_and_a_restore_must_fit(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    await store.create("vol1", 1)
+    data = Path(await store.attach("vol1", "m1", 1))
+    with open(data / "file", "wb") as file:
+        file.write(os.urandom(30 << 20))
+        os.fsync(file.fileno())
+    await store.snapshot("vol1", "s1", 1.0)
+    await store.detach("vol1", "m1", 1)
+    monkeypatch.setattr("volumes.store.GB", 20 << 20)  # "1 GB" of a test's size
+    for snapshot in ("", "s1"):
+        with pytest.raises(Refused, match="does not fit into 1 GB"):
+            await store.fork("vol1", "vol2", 1, snapshot)
+        assert [held.id for held in await store.held()] == ["vol1"]
+    await store.fork("vol1", "vol2", 2, "s1")
+
+
 async def test_use_and_space_are_counted(open_store: Open) -> None:
     store = open_store()
     await store.create("vol1", 1)

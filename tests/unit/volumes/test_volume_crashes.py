@@ -172,7 +172,7 @@ def test_killed_before_every_change(place: tuple[str, Path]) -> None:
     print(f"{kind}: killed at {total} points")
 
 
-@pytest.mark.parametrize("place", ["directory"], indirect=True)  # what fails is the part both share
+@pytest.mark.parametrize("place", ["directory", pytest.param("btrfs", marks=pytest.mark.soak)], indirect=True)
 def test_a_full_disk_before_every_change(place: tuple[str, Path]) -> None:
     kind, top = place
     total = points_of(kind, top / "whole")
