@@ -17,7 +17,8 @@ from flyd.store.mirror import Mirror
 
 def doomed(kept: Assignment, claim: Machine | None) -> Assignment:
     """What a DESTROY works on: what the host remembers of the machine, `claim` as etcd has it."""
-    stale = claim is None or claim.host != kept.claim.host
+    elsewhere = claim is None or claim.host != kept.claim.host
+    stale = elsewhere or (claim is not None and claim.epoch > kept.claim.epoch)  # it was, and came back
     ours = ended_soon(kept.claim) if stale else kept.claim
     return msgspec.structs.replace(kept, claim=msgspec.structs.replace(ours, desired=Desired.DESTROYED))
 

@@ -90,6 +90,7 @@ class MachinesWorld:
     """Everything of one run."""
 
     capacity = CAPACITY
+    converge_s = CONVERGE_S
     user = User
 
     def __init__(self, faults_s: float = FAULTS_S) -> None:
@@ -328,14 +329,14 @@ class MachinesWorld:
             self._uncordon(name)
             self.clocks[name].skew_s += self.chance.choice((0.0, HOURS * SKEW_S))
         loop.note("healed")
-        deadline = loop.time() + CONVERGE_S
+        deadline = loop.time() + self.converge_s
         quiet_since = loop.time()
         while loop.time() - quiet_since < QUIET_S:
             self._hurry()
             if self.checkers.problems():
                 quiet_since = loop.time()
             if loop.time() > deadline:
-                raise Violation(f"not converged within {CONVERGE_S:.0f} s: {self.checkers.problems()}")
+                raise Violation(f"not converged within {self.converge_s:.0f} s: {self.checkers.problems()}")
             await asyncio.sleep(0.5)
 
     def _hurry(self) -> None:

@@ -130,6 +130,7 @@ class VolumesWorld(MachinesWorld):
 
     capacity = Resources(cpus=8, memory_mb=4096, disk_gb=60)
     user = VolumeUser
+    converge_s = 400.0  # moves to a host that is gone are given up one after the other, a minute each
 
     def __init__(self, faults_s: float = 10 * SCHEDULE_S) -> None:
         self._offices: dict[str, Office] = {}

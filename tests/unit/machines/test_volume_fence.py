@@ -9,9 +9,11 @@ from msgspec.structs import replace
 
 from flyd.machines import decide as decisions
 from flyd.machines import fencing
+from flyd.machines.assignments import doomed
 from flyd.machines.decide import MOUNTING, Nothing, Perform, View, decide
-from flyd.machines.fencing import why_abandoned
-from flyd.model import Desired, ExitStatus, MachineState
+from flyd.machines.environment import Assignment
+from flyd.machines.fencing import STALE_STOP_S, why_abandoned
+from flyd.model import Desired, ExitStatus, MachineState, StopConfig
 from tests.support.host_world import World, machine, placed_with_volume
 
 
@@ -70,3 +72,17 @@ def test_what_was_begun_and_is_not_finished() -> None:
     assert not why_abandoned(machine(), stale=False, learned=False)
     assert "may be another host's" in why_abandoned(claim, stale=False, learned=False)
     assert "another host" in why_abandoned(machine(), stale=True, learned=True)
+
+
+def test_an_old_copy_has_little_time_to_end_though_its_machine_came_back() -> None:
+    """Its claim went elsewhere and back: what runs here has the volume that it had before."""
+    claim = placed_with_volume(World())
+    patient = replace(claim, config=replace(claim.config, stop=StopConfig(timeout_s=3600.0)))
+    kept = Assignment(claim=patient, primary_region="fra", secrets={}, volumes=(), databases={})
+    for now, stop_s in (
+        (patient, 3600.0),
+        (replace(patient, epoch=patient.epoch + 1), STALE_STOP_S),
+        (replace(patient, host="h2"), STALE_STOP_S),
+        (None, STALE_STOP_S),
+    ):
+        assert doomed(kept, now).claim.config.stop.timeout_s == stop_s
