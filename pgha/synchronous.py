@@ -11,6 +11,7 @@ Called by pgha/postgres.py.
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from pgha.session import SqlSession
 EFFECT_S = 3.0  # less than the agent may leave Postgres unobserved (term.py, HEALTH_S)
 POLL_S = 0.01
 SENDERS_SQL = "SELECT pid, application_name FROM pg_stat_replication"
-# A walsender, or a connection that may still become one.
-MARKS = (b"walsender", pgconf.REPLICATION_USER.encode(), b"authentication", b"initializing")
+# The titles of a walsender, and of a connection that may still become one; after "postgres: " and our own name.
+SENDER = re.compile(
+    rb"postgres: (?:[^ ]+: )?"
+    rb"(?:walsender |%b |.*\b(?:authentication|initializing)$)" % pgconf.REPLICATION_USER.encode()
+)
 
 
 async def take_effect(
@@ -48,6 +52,11 @@ async def _asked_afresh(config: pgconf.PostgresConfig, sql: str) -> object:
         await session.close()
 
 
+def may_send(title: bytes) -> bool:
+    """Whether a server process with this title is a walsender, or may become one."""
+    return SENDER.match(title.rstrip(b"\0 ")) is not None
+
+
 async def _end_senders(config: pgconf.PostgresConfig, data_dir: Path, names: frozenset[str]) -> None:
     session = _session(config)
     old, told = set(server_pids(data_dir)), set[int]()
@@ -68,10 +77,9 @@ async def _end_senders(config: pgconf.PostgresConfig, data_dir: Path, names: fro
 
 def _may_send(pid: int) -> bool:
     try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return may_send(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
         return False
-    return any(mark in title for mark in MARKS)
 
 
 def _session(config: pgconf.PostgresConfig) -> SqlSession:
