@@ -176,7 +176,7 @@ class HostLoop:
         return self._claims[machine_id] if self._is_mine(machine_id, self._claims) else None
 
     def _newest(self, claim: Machine) -> Machine:
-        """The claim as it is now; one that is not this host's any more, or was not, has little time to end."""
+        """The claim as it is now; one that is, or meanwhile was, another host's has little time to end."""
         found = self._my_claim(claim.id)
         if found is not None and found[0].epoch <= claim.epoch:
             return found[0]
