@@ -23,7 +23,7 @@ from pgha.session import SqlSession
 EFFECT_S = 3.0  # less than the agent may leave Postgres unobserved (term.py, HEALTH_S)
 POLL_S = 0.01
 SENDERS_SQL = "SELECT pid, application_name FROM pg_stat_replication"
-# The titles of a walsender, and of a connection that may still become one; after "postgres: " and our own name.
+# The titles of a walsender, and of a connection that may still become one.
 SENDER = re.compile(
     rb"postgres: (?:[^ ]+: )?"
     rb"(?:walsender |%b |.*\b(?:authentication|initializing)$)" % pgconf.REPLICATION_USER.encode()
