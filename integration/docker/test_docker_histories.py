@@ -106,6 +106,7 @@ class Faults:
     def host_killed(self) -> None:
         region = self._victim()
         self._hosts.chaos("kill-host", region)
+        self._recording.lose(self.places[region])
         self._go_on_without(region)
         self._hosts.fly("cluster", "start-host", "--name", self._hosts.name, region)
         self.launch(region)

@@ -76,8 +76,8 @@ class Launch:
     def __init__(self, place: Place, number: int, said: Path, words: Iterable[str]) -> None:
         self.place = place
         self.file = place.file(f"launch-{number}.edn")
+        self.lost = False
         self._said = said
-        self.began_ns = time.monotonic_ns()
         client = (sys.executable, "-m", "integration.histories.client", place.uri, self.file)
         with said.open("w") as out:
             self._process = subprocess.Popen(
@@ -97,14 +97,13 @@ class Launch:
 
     def kill(self) -> None:
         """End it at once."""
-        if not self.ended:
-            self._process.kill()
-            self._process.wait(END_S)
+        self._process.kill()
+        self._process.wait(END_S)
 
-    @property
-    def ended(self) -> bool:
-        """Whether it runs no more."""
-        return self._process.poll() is not None
+    def at_work(self) -> bool:
+        """True; AssertionError if it ended, which nobody asked of it."""
+        assert self._process.poll() is None, f"the client of {self.place} ended with {self.code}"
+        return True
 
     @property
     def code(self) -> int | None:
@@ -140,14 +139,16 @@ class Recording:
         after this was called.
         """
         now_ns = time.monotonic_ns()
-        at_work = [launch for launch in self._launches if launch.place != without and not launch.ended]
+        at_work = [launch for launch in self._launches if launch.place != without and not launch.lost]
         assert at_work, "no client runs"
         for launch in at_work:
-            wait_for(
-                lambda launch=launch: launch.ended or launch.acked_ns() > now_ns,
-                f"the client of {launch.place} goes on",
-                ACK_S,
-            )
+            what = f"the client of {launch.place} goes on"
+            wait_for(lambda launch=launch: launch.at_work() and launch.acked_ns() > now_ns, what, ACK_S)
+
+    def lose(self, place: Place) -> None:
+        """The clients of this place are dead, and were to be."""
+        for launch in self._launches:
+            launch.lost = launch.lost or launch.place == place
 
     def __enter__(self) -> Self:
         return self
@@ -171,6 +172,7 @@ class Recording:
         """End all clients, read every key once more, and put it all in one file."""
         for launch in self._launches:
             launch.end()
+            assert launch.lost or launch.code == 0, f"the client of {launch.place} ended with {launch.code}"
         events = [event for launch in self._launches for event in self._events(launch)]
         keys = max((step.key for event in events for step in event.steps), default=0)
         last = self.launch(reader, f"--read={keys}")
