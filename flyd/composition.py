@@ -37,6 +37,7 @@ from flyd.storage.copier import VolumeCopier
 from flyd.storage.keeper import VolumeKeeper
 from flyd.storage.moving import VolumeMover
 from flyd.storage.rescuer import VolumeRescuer
+from flyd.storage.verification import Verification, VolumeVerifier
 from flyd.store import keys
 from flyd.store.etcd import EtcdKV
 from flyd.store.mirror import Mirror
@@ -169,6 +170,7 @@ class Parts:
     volume_copier: VolumeCopier
     volume_mover: VolumeMover
     volume_rescuer: VolumeRescuer
+    volume_verifier: VolumeVerifier
 
 
 def build(config: HostConfig, host: Host, clock: Clock, volumes: StreamStore) -> Parts:
@@ -213,5 +215,9 @@ def build(config: HostConfig, host: Host, clock: Clock, volumes: StreamStore) ->
     copier = VolumeCopier(host.name, kv, mirror, volumes, calls, clock=clock)
     mover = VolumeMover(host.name, kv, mirror, copier, calls, clock=clock)
     rescuer = VolumeRescuer(kv, mirror, calls.recover, clock=clock)
+    verification = Verification(host.name, kv, volumes, calls.digest, clock=clock, scratch="scheduled")
+    verifier = VolumeVerifier(host.name, mirror, verification, clock=clock)
     roles = (deployer, recorder, repairs)
-    return Parts(credentials, kv, mirror, peers, context, host_loop, *roles, keeper, copier, mover, rescuer)
+    return Parts(
+        credentials, kv, mirror, peers, context, host_loop, *roles, keeper, copier, mover, rescuer, verifier
+    )

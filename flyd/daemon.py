@@ -112,6 +112,7 @@ async def run(config: HostConfig) -> None:
             group.create_task(parts.volume_keeper.keep_volumes(), name="volumes")
             group.create_task(parts.volume_copier.keep_copying(), name="copies")
             group.create_task(parts.volume_mover.keep_moving(), name="moves")
+            group.create_task(parts.volume_verifier.keep_verifying(), name="verifications")
             group.create_task(keep_leading(host, parts), name="leader")
             if host.http_port:
                 edge = run_edge(host, mirror, Path(config.data_dir), clock)

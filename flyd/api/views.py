@@ -39,6 +39,7 @@ def volume(value: Volume) -> volumes_pb2.Volume:
         extend_gb=value.extend_gb,
         extend_limit_gb=value.extend_limit_gb,
         recover_max_age_s=value.recover_max_age_s,
+        verify_every_s=value.verify_every_s,
     )
 
 

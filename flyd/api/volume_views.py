@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flyd.api import views
+from flyd.model import Volume
 from flyd.storage import records
+from flyd.storage.copies import VolumeCopy, newest, verified
 from flyd.storage.local import VolumeSnapshot
 from flyd.v1 import volumes_pb2 as pb
+
+
+def copied_view(volume: Volume, copies: Sequence[VolumeCopy]) -> pb.Volume:
+    """A volume with the age of its newest copy, and when one was last restored."""
+    shown = views.volume(volume)
+    if (copy := newest(copies)) is not None:
+        shown.newest_copy_at, shown.newest_copy_host = copy.made_at_s, copy.host
+        shown.verified_at, shown.verify_error = verified(copies)
+    return shown
 
 
 def destroyed_view(value: records.Destroyed) -> pb.Volume:

@@ -19,13 +19,22 @@ from flyd.api.apps import check_regions
 from flyd.api.context import ApiContext
 from flyd.api.status import from_rpc
 from flyd.api.volume_peers import VolumePeers, order_of
-from flyd.api.volume_views import destroyed_view, snapshot_view
+from flyd.api.volume_views import copied_view, destroyed_view, snapshot_view
 from flyd.errors import FlydError, InvalidInput, NotFound, Refused, Unavailable
 from flyd.model import AppKind, Volume
 from flyd.placement.ids import new_volume_id
 from flyd.placement.volumes import create_volume
 from flyd.storage import records
-from flyd.storage.copies import VolumeCopy, check_policy, copies_prefix, copy_id, is_copy, newest, pause_s
+from flyd.storage.copies import (
+    VolumeCopy,
+    check_policy,
+    check_verifying,
+    copies_prefix,
+    copy_id,
+    is_copy,
+    newest,
+    pause_s,
+)
 from flyd.storage.fullness import check_extending
 from flyd.storage.local import LocalVolumes, VolumeSnapshot
 from flyd.storage.receiver import CopyReceiver
@@ -41,6 +50,7 @@ POLICY = (
     "replicas",
     "copy_every_s",
     "recover_max_age_s",
+    "verify_every_s",
     "extend_percent",
     "extend_gb",
     "extend_limit_gb",
@@ -229,6 +239,7 @@ class VolumesServicer(volumes_pb2_grpc.VolumesServiceServicer):
             new = replace(now, **given)
             check_policy(new.replicas, new.copy_every_s)
             check_rule(new.recover_max_age_s, new.replicas)
+            check_verifying(new.verify_every_s)
             check_extending(new.extend_percent, new.extend_gb, new.extend_limit_gb, new.size_gb, MAX_SIZE_GB)
             return new
 
@@ -333,12 +344,8 @@ class VolumesServicer(volumes_pb2_grpc.VolumesServiceServicer):
         return pb.AdoptVolumeResponse()
 
     def _shown(self, volume: Volume) -> pb.Volume:
-        """A volume with the age of its newest copy."""
-        shown = views.volume(volume)
         copies = [i.value for i in self._context.mirror.list(copies_prefix(volume), VolumeCopy)]
-        if (copy := newest(copies)) is not None:
-            shown.newest_copy_at, shown.newest_copy_host = copy.made_at_s, copy.host
-        return shown
+        return copied_view(volume, copies)
 
     # ------------------------------------------------------------------ where it is done
 

@@ -41,7 +41,8 @@ def list_volumes(app: str | None, all_apps: bool, destroyed: bool, json_output: 
     if destroyed:
         headings, told = ["DESTROYED"], [(ago(v.destroyed_at),) for v in found]
     else:
-        headings, told = ["CREATED", "COPY"], [(ago(v.created_at), newest_copy(v)) for v in found]
+        headings = ["CREATED", "COPY", "RESTORED"]
+        told = [(ago(v.created_at), newest_copy(v), last_trial(v)) for v in found]
     table(
         ["ID", "NAME", "APP", "REGION", "HOST", "SIZE GB", "ATTACHED TO", *headings],
         [
@@ -155,7 +156,7 @@ def undestroy(volume_id: str, app: str | None, json_output: bool) -> None:
 @volumes.command(
     epilog="""\b
 Examples: fly volumes update vol_0123456789abcdef --replicas 1 --every 15m
-          fly volumes update vol_0123456789abcdef --recover-within 30m
+          fly volumes update vol_0123456789abcdef --recover-within 30m --verify-every 168h
           fly volumes update vol_0123456789abcdef --extend-at 90 --extend-by 5 --extend-limit 50"""
 )
 @click.argument("volume_id")
@@ -166,6 +167,7 @@ Examples: fly volumes update vol_0123456789abcdef --replicas 1 --every 15m
     "--recover-within",
     help="Its host lost, it comes back by itself from a copy that was no older then. 0s: never.",
 )
+@click.option("--verify-every", help="How often its newest copy is restored and compared. 0s: never.")
 @click.option("--extend-at", type=int, help="It grows when it is so full, in percent: 50 to 99; 0: never.")
 @click.option("--extend-by", type=int, help="By so many GB. Default: 1.")
 @click.option("--extend-limit", type=int, help="To no more than so many GB.")
@@ -176,6 +178,7 @@ def update(
     replicas: int | None,
     every: str | None,
     recover_within: str | None,
+    verify_every: str | None,
     extend_at: int | None,
     extend_by: int | None,
     extend_limit: int | None,
@@ -188,11 +191,13 @@ def update(
         replicas=replicas,
         copy_every_s=None if every is None else _duration_s("--every", every),
         recover_max_age_s=None if recover_within is None else _duration_s("--recover-within", recover_within),
+        verify_every_s=None if verify_every is None else _duration_s("--verify-every", verify_every),
         extend_percent=extend_at,
         extend_gb=extend_by,
         extend_limit_gb=extend_limit,
     )
-    if all(given is None for given in (replicas, every, recover_within, extend_at, extend_by, extend_limit)):
+    given = (replicas, every, recover_within, verify_every, extend_at, extend_by, extend_limit)
+    if all(option is None for option in given):
         raise InvalidInput("nothing to change", hint="`fly volumes update --help` shows what can be.")
     volume = call(stub().UpdateVolume, request).volume
     if json_output:
@@ -363,6 +368,13 @@ def newest_copy(volume: pb.Volume) -> str:
     if volume.newest_copy_at:
         return f"{ago(volume.newest_copy_at)} on {volume.newest_copy_host}"
     return "none yet" if volume.replicas else "NONE"
+
+
+def last_trial(volume: pb.Volume) -> str:
+    """When a copy was last shown to be one that can be restored."""
+    if not volume.verified_at:
+        return "never" if volume.newest_copy_at else "-"
+    return f"FAILED {ago(volume.verified_at)}" if volume.verify_error else ago(volume.verified_at)
 
 
 def made_by(snapshot: pb.VolumeSnapshot) -> str:

@@ -117,6 +117,7 @@ class Volume(Value, frozen=True, kw_only=True):
     extend_gb: int = 1  # by so much
     extend_limit_gb: int = 0  # to no more than this
     recover_max_age_s: float = 0.0  # a lost host's comes back by itself from a copy no older; 0: never
+    verify_every_s: float = 0.0  # so often its newest copy is restored and looked at; 0: when somebody asks
 
 
 class AppKind(StrEnum):

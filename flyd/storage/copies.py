@@ -17,6 +17,8 @@ from flyd.store import keys
 MAX_REPLICAS = 3
 MIN_EVERY_S = 1.0
 MAX_EVERY_S = 7 * 86400.0
+MIN_VERIFY_EVERY_S = 60.0
+MAX_VERIFY_EVERY_S = 365 * 86400.0
 COPY_BYTES_PER_S = 64 << 20  # so much of a network and of two disks a scheduled copy takes
 SNAPSHOT_PREFIX = "copy-"
 _SUFFIX = ".copy"
@@ -35,6 +37,8 @@ class VolumeCopy(Value, frozen=True, kw_only=True):
     size_gb: int
     used_bytes: int
     consistent: bool = True
+    verified_at_s: float = 0.0  # when any copy here was last restored and compared; 0: never
+    verify_error: str = ""  # why that failed, if it did
 
 
 class CopyPlan(Value, frozen=True, kw_only=True):
@@ -73,6 +77,33 @@ def check_policy(replicas: int, every_s: float) -> None:
             f"a copy every {every_s:g} s: it must be {MIN_EVERY_S:g} s to {MAX_EVERY_S / 86400:g} days",
             hint="For example: --every 15m",
         )
+
+
+def check_verifying(every_s: float) -> None:
+    """InvalidInput for what can not be kept."""
+    if every_s and not MIN_VERIFY_EVERY_S <= every_s <= MAX_VERIFY_EVERY_S:
+        raise InvalidInput(
+            f"a trial restore every {every_s:g} s: it must be a minute to a year, or 0s for never",
+            hint="For example: --verify-every 168h",
+        )
+
+
+def verify_due(volume: Volume, copies: Sequence[VolumeCopy], host: str, now_s: float) -> bool:
+    """Whether this host is to restore its copy of the volume now: it has the newest, and it is time.
+
+    A trial from the future (a clock was set back) counts for no longer than `verify_every_s`.
+    """
+    copy = newest(copies)
+    if not volume.verify_every_s or copy is None or copy.host != host:
+        return False
+    tried_s = max(c.verified_at_s for c in copies)
+    return abs(now_s - tried_s) >= volume.verify_every_s
+
+
+def verified(copies: Sequence[VolumeCopy]) -> tuple[float, str]:
+    """When a copy was last restored and compared, and why that failed; 0 and nothing: never."""
+    last = max(copies, key=lambda copy: (copy.verified_at_s, copy.host), default=None)
+    return (last.verified_at_s, last.verify_error) if last is not None else (0.0, "")
 
 
 def plan_copies(

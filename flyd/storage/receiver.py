@@ -107,13 +107,15 @@ class CopyReceiver:
         async def change() -> records.Change:
             owner = await self._kv.get(keys.volume(order.app, order.volume))
             known = await self._kv.get(key)
-            if owner is None or (known and decode(known.value, VolumeCopy).made_at_s >= copy.made_at_s):
+            before = decode(known.value, VolumeCopy) if known else copy
+            if owner is None or (known and before.made_at_s >= copy.made_at_s):
                 return (), ()
+            told = replace(copy, verified_at_s=before.verified_at_s, verify_error=before.verify_error)
             compares = [
                 Unchanged(owner.key, owner.mod_revision),
                 Unchanged(key, known.mod_revision if known else 0),
             ]
-            effects: list[Put | Delete] = [Put(key, encode(copy))]
+            effects: list[Put | Delete] = [Put(key, encode(told))]
             return compares, effects
 
         await records.commit(

@@ -42,6 +42,9 @@ class Volume(_message.Message):
     EXTEND_GB_FIELD_NUMBER: _builtins.int
     EXTEND_LIMIT_GB_FIELD_NUMBER: _builtins.int
     RECOVER_MAX_AGE_S_FIELD_NUMBER: _builtins.int
+    VERIFY_EVERY_S_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    VERIFY_ERROR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     app_name: _builtins.str
@@ -66,6 +69,11 @@ class Volume(_message.Message):
     extend_limit_gb: _builtins.int
     recover_max_age_s: _builtins.float
     """Its host lost, it comes back by itself if its newest copy was no older, in seconds. 0: it does not."""
+    verify_every_s: _builtins.float
+    """How often its newest copy is restored and compared by itself, in seconds. 0: it is not."""
+    verified_at: _builtins.float
+    """When a copy was last restored and compared (0: never), and why that failed, if it did."""
+    verify_error: _builtins.str
     def __init__(
         self,
         *,
@@ -87,10 +95,13 @@ class Volume(_message.Message):
         extend_gb: _builtins.int = ...,
         extend_limit_gb: _builtins.int = ...,
         recover_max_age_s: _builtins.float = ...,
+        verify_every_s: _builtins.float = ...,
+        verified_at: _builtins.float = ...,
+        verify_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "attached_machine_id", b"attached_machine_id", "copy_every_s", b"copy_every_s", "created_at", b"created_at", "destroyed_at", b"destroyed_at", "epoch", b"epoch", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "host", b"host", "id", b"id", "name", b"name", "newest_copy_at", b"newest_copy_at", "newest_copy_host", b"newest_copy_host", "recover_max_age_s", b"recover_max_age_s", "region", b"region", "replicas", b"replicas", "size_gb", b"size_gb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "attached_machine_id", b"attached_machine_id", "copy_every_s", b"copy_every_s", "created_at", b"created_at", "destroyed_at", b"destroyed_at", "epoch", b"epoch", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "host", b"host", "id", b"id", "name", b"name", "newest_copy_at", b"newest_copy_at", "newest_copy_host", b"newest_copy_host", "recover_max_age_s", b"recover_max_age_s", "region", b"region", "replicas", b"replicas", "size_gb", b"size_gb", "verified_at", b"verified_at", "verify_error", b"verify_error", "verify_every_s", b"verify_every_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,6 +554,7 @@ class UpdateVolumeRequest(_message.Message):
     EXTEND_GB_FIELD_NUMBER: _builtins.int
     EXTEND_LIMIT_GB_FIELD_NUMBER: _builtins.int
     RECOVER_MAX_AGE_S_FIELD_NUMBER: _builtins.int
+    VERIFY_EVERY_S_FIELD_NUMBER: _builtins.int
     app_name: _builtins.str
     volume_id: _builtins.str
     replicas: _builtins.int
@@ -552,6 +564,7 @@ class UpdateVolumeRequest(_message.Message):
     extend_gb: _builtins.int
     extend_limit_gb: _builtins.int
     recover_max_age_s: _builtins.float
+    verify_every_s: _builtins.float
     def __init__(
         self,
         *,
@@ -563,10 +576,11 @@ class UpdateVolumeRequest(_message.Message):
         extend_gb: _builtins.int | None = ...,
         extend_limit_gb: _builtins.int | None = ...,
         recover_max_age_s: _builtins.float | None = ...,
+        verify_every_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_recover_max_age_s", b"_recover_max_age_s", "_replicas", b"_replicas", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "recover_max_age_s", b"recover_max_age_s", "replicas", b"replicas"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_recover_max_age_s", b"_recover_max_age_s", "_replicas", b"_replicas", "_verify_every_s", b"_verify_every_s", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "recover_max_age_s", b"recover_max_age_s", "replicas", b"replicas", "verify_every_s", b"verify_every_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_recover_max_age_s", b"_recover_max_age_s", "_replicas", b"_replicas", "app_name", b"app_name", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "recover_max_age_s", b"recover_max_age_s", "replicas", b"replicas", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s", "_extend_gb", b"_extend_gb", "_extend_limit_gb", b"_extend_limit_gb", "_extend_percent", b"_extend_percent", "_recover_max_age_s", b"_recover_max_age_s", "_replicas", b"_replicas", "_verify_every_s", b"_verify_every_s", "app_name", b"app_name", "copy_every_s", b"copy_every_s", "extend_gb", b"extend_gb", "extend_limit_gb", b"extend_limit_gb", "extend_percent", b"extend_percent", "recover_max_age_s", b"recover_max_age_s", "replicas", b"replicas", "verify_every_s", b"verify_every_s", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copy_every_s: _TypeAlias = _typing.Literal["copy_every_s"]  # noqa: Y015
     _WhichOneofArgType__copy_every_s: _TypeAlias = _typing.Literal["_copy_every_s", b"_copy_every_s"]  # noqa: Y015
@@ -580,6 +594,8 @@ class UpdateVolumeRequest(_message.Message):
     _WhichOneofArgType__recover_max_age_s: _TypeAlias = _typing.Literal["_recover_max_age_s", b"_recover_max_age_s"]  # noqa: Y015
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
+    _WhichOneofReturnType__verify_every_s: _TypeAlias = _typing.Literal["verify_every_s"]  # noqa: Y015
+    _WhichOneofArgType__verify_every_s: _TypeAlias = _typing.Literal["_verify_every_s", b"_verify_every_s"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__copy_every_s) -> _WhichOneofReturnType__copy_every_s | None: ...
     @_typing.overload
@@ -592,6 +608,8 @@ class UpdateVolumeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recover_max_age_s) -> _WhichOneofReturnType__recover_max_age_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verify_every_s) -> _WhichOneofReturnType__verify_every_s | None: ...
 
 Global___UpdateVolumeRequest: _TypeAlias = UpdateVolumeRequest  # noqa: Y015
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from flyd.errors import Refused, Unavailable
+from flyd.errors import InvalidInput, Refused, Unavailable
 from flyd.model import Event, decode
-from flyd.storage.copies import copy_id
-from flyd.storage.verification import Verification
+from flyd.storage.copies import VolumeCopy, check_verifying, copy_id, verify_due
+from flyd.storage.verification import Verification, VolumeVerifier
 from flyd.store import keys
 from tests.support.volume_site import VOLUME, Site, memory, running
 
@@ -65,3 +65,62 @@ async def test_a_volume_without_copies_is_restored_from_its_own_snapshot(memory:
         found = await verification(site, "ams-1").verify(replace(VOLUME, size_gb=3), "vol1")
         assert (found.snapshot, found.compared_with) == ("mine", "ams-1")
         assert [h.id for h in await site.stores["ams-1"].held()] == ["vol1"]
+
+
+def a_copy(host: str, made_at_s: float, verified_at_s: float) -> VolumeCopy:
+    return VolumeCopy(
+        app="web", volume="vol1", host=host, source="ams-1", snapshot="s", made_at_s=made_at_s,
+        copied_at_s=made_at_s, size_gb=2, used_bytes=1, verified_at_s=verified_at_s,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("every_s", "copies", "due"),
+    [
+        (0.0, [a_copy("iad-1", 900, 0)], False),
+        (100.0, [a_copy("iad-1", 900, 0)], True),
+        (100.0, [a_copy("iad-1", 900, 901)], False),
+        (100.0, [a_copy("iad-1", 900, 899)], True),
+        (100.0, [a_copy("iad-1", 900, 5000)], True),  # a clock was set back
+        (100.0, [a_copy("iad-1", 900, 0), a_copy("sin-1", 950, 0)], False),  # the newest is not here
+        (100.0, [a_copy("iad-1", 950, 0), a_copy("sin-1", 900, 990)], False),  # the other one was just tried
+        (100.0, [], False),
+    ],
+)
+def test_when_a_trial_is_due(every_s: float, copies: list[VolumeCopy], due: bool) -> None:
+    assert verify_due(replace(VOLUME, verify_every_s=every_s), copies, "iad-1", 1000.0) is due
+
+
+@pytest.mark.parametrize("every_s", [-1.0, 59.0, 4e7, float("inf")])
+def test_trials_that_make_no_sense(every_s: float) -> None:
+    with pytest.raises(InvalidInput, match="it must be"):
+        check_verifying(every_s)
+
+
+async def test_trials_come_when_they_are_due_and_their_outcome_stays_with_the_copy(memory: Path) -> None:
+    async with running(memory) as site:
+        await site.write("one")
+        await site.round()
+        there = (await site.volumes())["vol1"]
+        await site.put(replace(there, verify_every_s=3600.0))
+        verifier = VolumeVerifier("iad-1", site.mirror, verification(site, "iad-1"), clock=site.clock)
+
+        async def trials(after_s: float) -> list[str]:
+            site.clock.now_s += after_s
+            await verifier.round()
+            await site.seen()
+            return await told(site)
+
+        assert await trials(0.0) == ["volume.verified"]
+        (copy,) = await site.copies()
+        assert (copy.verified_at_s, copy.verify_error) == (site.clock.now_s, "")
+        assert await trials(3599.0) == ["volume.verified"]
+        await site.write("two")
+        await site.round(900.0)
+        (newer,) = await site.copies()
+        assert (newer.made_at_s > copy.made_at_s, newer.verified_at_s) == (True, copy.verified_at_s)
+        data = memory / "iad-1" / copy_id("vol1") / "snapshots" / newer.snapshot / "data"
+        (data / "file").write_text("rotten")
+        assert await trials(0.0) == ["volume.verified", "volume.not_verified"]
+        (copy,) = await site.copies()
+        assert (copy.verified_at_s, "is not what ams-1 has" in copy.verify_error) == (site.clock.now_s, True)

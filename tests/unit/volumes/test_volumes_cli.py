@@ -64,6 +64,9 @@ ASKED = {
     "update vol_1 --replicas 1 --every 5m --recover-within 30m": pb.UpdateVolumeRequest(
         app_name="web", volume_id="vol_1", replicas=1, copy_every_s=300.0, recover_max_age_s=1800.0
     ),
+    "update vol_1 --verify-every 168h": pb.UpdateVolumeRequest(
+        app_name="web", volume_id="vol_1", verify_every_s=604800.0
+    ),
     "update vol_1 --recover-within 0s": pb.UpdateVolumeRequest(
         app_name="web", volume_id="vol_1", recover_max_age_s=0.0
     ),
