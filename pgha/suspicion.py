@@ -23,7 +23,8 @@ from pgha.ports import Lookout
 AGAIN_S = 0.03  # after a bad answer
 REASSURED_S = 0.3  # after a good one
 IDLE_S = 0.05  # at least this long between two looks at the lease
-LOOK_S = 0.1  # our WAL must have been looked at this soon after a question, or silence is not counted
+HAIR_S = 0.003  # past SILENT_S: what is decided by it is decided at once, not after another question
+LOOK_S = 0.1  # our WAL must be looked at this soon after a question, or silence counts from that look only
 
 
 class Suspicion:
@@ -73,21 +74,27 @@ class Suspicion:
                 self._look_due = True
                 self._records.poke()
             answer = await self._lookout.ask(leader.address, SILENT_S)
-            if answer is Answer.SILENT and not self._no_wal_since(asked_s):
+            since_s = self._silent_since_s(asked_s) if answer is Answer.SILENT else asked_s
+            if since_s == 0:
                 self.sighting = Sighting(epoch=leader.epoch)
                 await asyncio.sleep(AGAIN_S)
                 continue
-            self.sighting = _continued(self.sighting, leader.epoch, answer, asked_s)
+            self.sighting = _continued(self.sighting, leader.epoch, answer, since_s)
             if answer is Answer.ANSWERED:
                 await self._pause(REASSURED_S)
-            else:
-                self._records.poke()
-                await asyncio.sleep(AGAIN_S)
+                continue
+            if answer is Answer.SILENT:
+                await asyncio.sleep(max(0.0, since_s + SILENT_S + HAIR_S - self._clock.monotonic_s()))
+            self._records.poke()
+            await asyncio.sleep(AGAIN_S)
 
-    def _no_wal_since(self, asked_s: float) -> bool:
-        """None came, and somebody has looked."""
-        looked = bool(self.sighting.silent_since_s) or asked_s <= self._looked_s <= asked_s + LOOK_S
-        return looked and self._heard_s < asked_s
+    def _silent_since_s(self, asked_s: float) -> float:
+        """Since when neither an answer nor WAL came, by a question left unanswered; 0: that is not known."""
+        if self._heard_s >= asked_s:
+            return 0.0
+        if self.sighting.silent_since_s or asked_s <= self._looked_s <= asked_s + LOOK_S:
+            return asked_s
+        return self._looked_s if self._looked_s > asked_s else 0.0
 
     def _suspect(self) -> PostgresLeader | None:
         """The primary, if there is a reason to ask it."""

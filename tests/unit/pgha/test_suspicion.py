@@ -26,6 +26,8 @@ class World:
         self.suspicion = Suspicion("b", self, SimulatedClock(), self.records)
         self.answers = self.renews = self.writes = self.looks = True
         self.lsn = 0
+        self.silent = False  # what the agent found
+        self.slow_s = 0.0  # how long the agent takes to look
         leader = PostgresLeader(cluster="db", epoch=4, node="a", address="a:1", serving=True)
         self.store.txn((), (Put(keys.postgres_leader("db"), encode(leader)),))
 
@@ -53,26 +55,29 @@ class World:
 
     async def look(self) -> None:
         while True:
+            await asyncio.sleep(self.slow_s)
             if self.looks:
                 self.suspicion.saw(Status(running=True, ready=True, streaming=True, flushed_lsn=self.lsn))
+            since_s = self.suspicion.sighting.silent_since_s  # decided in the same turn, as the agent does
+            self.silent = self.silent or bool(since_s and current().time() - since_s >= SILENT_S)
             await self.records.wait_change(CALM_S, renewals=False)
 
     async def silent_for_s(self, limit_s: float) -> float:
         """How old the lease is when silence counts; `limit_s` if it does not by then."""
-        while current().time() - self.records.lease_seen_s < limit_s:
-            since_s = self.suspicion.sighting.silent_since_s
-            if since_s and current().time() - since_s >= SILENT_S:
-                break
+        while current().time() - self.records.lease_seen_s < limit_s and not self.silent:
             await asyncio.sleep(0.001)
         return current().time() - self.records.lease_seen_s
 
 
-def measured(answers: bool, renews: bool, writes: bool, looks: bool, limit_s: float) -> float:
+def measured(
+    answers: bool, renews: bool, writes: bool, looks: bool, limit_s: float, slow_s: float = 0.0
+) -> float:
     """After some quiet seconds these things stop: how old the lease is when `b` has seen silence."""
     found: list[float] = []
 
     async def main() -> None:
         world = World()
+        world.slow_s = slow_s
         async with asyncio.TaskGroup() as group:
             works = (world.renew(), world.insert(), world.look(), world.suspicion.watch())
             tasks = [group.create_task(work) for work in works]
@@ -91,8 +96,14 @@ def test_a_busy_primary_that_falls_silent_is_seen_by_the_first_question() -> Non
     assert LATE_S + SILENT_S <= age_s < OVERDUE_S + AGAIN_S
 
 
+def test_on_a_slow_machine_silence_counts_from_the_look_at_the_wal() -> None:
+    age_s = measured(answers=False, renews=False, writes=False, looks=True, limit_s=9.0, slow_s=0.25)
+    assert LATE_S + 0.25 + SILENT_S <= age_s < OVERDUE_S + 0.25 + 0.25 + AGAIN_S  # a slow look more to decide
+
+
 def test_who_sends_wal_is_not_silent_though_its_port_and_its_lease_are() -> None:
     assert measured(answers=False, renews=False, writes=True, looks=True, limit_s=9.0) >= 9.0
+    assert measured(answers=False, renews=False, writes=True, looks=True, limit_s=9.0, slow_s=0.25) >= 9.0
 
 
 def test_who_answers_is_not_silent_though_nothing_else_comes() -> None:
