@@ -29,7 +29,7 @@ class Ledger:
     def __init__(self) -> None:
         self.numbers = 0
         self.acks: list[tuple[int, float, str]] = []  # to the client that goes where writes are taken
-        self.stayed: list[tuple[int, float, str]] = []  # to those that stay with an old primary
+        self.stayed: list[tuple[int, float, float, str]] = []  # likewise, and when asked, to who stays
 
     def next(self) -> int:
         """A number whose fate is unknown is not used again."""
@@ -113,6 +113,6 @@ async def stay(rig: Rig, ledger: Ledger, node: str) -> None:
         connection = await connect(rig, node)
         async with connection:
             while True:
-                number = ledger.next()
+                number, asked_s = ledger.next(), time.monotonic()
                 await connection.execute("INSERT INTO rows VALUES (%s)", (number,))
-                ledger.stayed.append((number, time.monotonic(), node))
+                ledger.stayed.append((number, asked_s, time.monotonic(), node))

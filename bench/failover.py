@@ -16,6 +16,10 @@ One client inserts numbered rows where they are taken, another stays with the ol
 (bench/clients.py). The window is the longest pause between two acknowledgements to the first. At the end
 everything acknowledged is looked for.
 
+Late is what an old primary acknowledged after its successor's first. Told apart is the one row for which the
+client had asked before the fault: its answer may have been on its way, and arrives when the network is
+mended or the host thaws. It is looked for like the others.
+
 --patroni: the same with Patroni at its quickest settings, from an environment of its own
 (scripts/patroni-env.sh makes one), with the same Postgres, etcd and client; ratios are printed. Exit code 1
 if a row is missing with ours, or an old primary of ours acknowledged one after its successor's first.
@@ -104,6 +108,7 @@ class Found:
     windows: dict[str, list[float]]  # by fault, seconds
     lost: int  # acknowledged rows that are not there
     late: int  # acknowledged by an old primary after its successor's first
+    under_way: int  # likewise, but asked for before the fault
 
 
 @asynccontextmanager
@@ -148,8 +153,8 @@ async def repair(rig: Rig, fault: str, node: str) -> None:
         await rig.start(node)
 
 
-async def one_trial(rig: Rig, fault: str, ledger: Ledger, warm_s: float) -> tuple[float, int]:
-    """The window, and how many rows the old primary acknowledged after its successor's first."""
+async def one_trial(rig: Rig, fault: str, ledger: Ledger, warm_s: float) -> tuple[float, int, int]:
+    """The window, and what of its old primary arrived after its successor's first: late, and under way."""
     old = await rig.wait_whole()
     began = len(ledger.acks)
     async with running(
@@ -169,9 +174,11 @@ async def one_trial(rig: Rig, fault: str, ledger: Ledger, warm_s: float) -> tupl
         await rig.wait_whole()
     times = [at_s for _, at_s, _ in ledger.acks[began:]]
     window_s, resumed_s = max((b - a, b) for a, b in itertools.pairwise(times) if b > hurt_s)
-    late = sum(1 for _, at_s, node in ledger.stayed if node == old and at_s > resumed_s)
-    changed = ledger.acks[-1][2] != old
-    return window_s, late if changed else 0
+    if ledger.acks[-1][2] == old:
+        return window_s, 0, 0
+    after = [asked_s for _, asked_s, at_s, node in ledger.stayed if node == old and at_s > resumed_s]
+    under_way = sum(1 for asked_s in after if asked_s <= hurt_s)
+    return window_s, len(after) - under_way, under_way
 
 
 def over(acks: list[tuple[int, float, str]], since_s: float, without: str) -> bool:
@@ -193,20 +200,20 @@ async def measure(rig: Rig, faults: tuple[str, ...], trials: int) -> Found:
     async with (await connect_writable(rig))[1] as connection:
         await connection.execute("CREATE TABLE rows (n bigint PRIMARY KEY)")
     windows: dict[str, list[float]] = {fault: [] for fault in faults}
-    late = 0
+    late = under_way = 0
     with cables.laid(rig.cables) if "silent" in faults else contextlib.nullcontext():
         for fault in faults:
             for number in range(trials):
                 warm_s = WARM_S + SPREAD_S * number / trials
-                window_s, late_here = await one_trial(rig, fault, ledger, warm_s)
+                window_s, late_here, under_way_here = await one_trial(rig, fault, ledger, warm_s)
                 windows[fault].append(window_s)
-                late += late_here
+                late, under_way = late + late_here, under_way + under_way_here
                 print(f"{rig.name:8} {fault:10} window {window_s:6.2f} s", flush=True)
     await rig.wait_whole()
     async with (await connect_writable(rig))[1] as connection:
         rows = await (await connection.execute("SELECT n FROM rows")).fetchall()
-    acknowledged = {number for number, _, _ in ledger.acks + ledger.stayed}
-    return Found(windows, len(acknowledged - {row[0] for row in rows}), late)
+    acknowledged = {ack[0] for ack in ledger.acks} | {ack[0] for ack in ledger.stayed}
+    return Found(windows, len(acknowledged - {row[0] for row in rows}), late, under_way)
 
 
 async def run(faults: tuple[str, ...], trials: int, patroni: str) -> int:
@@ -231,8 +238,9 @@ def tell(found: dict[str, Found]) -> dict[str, object]:
     figures: dict[str, object] = {}
     for name, this in found.items():
         print(f"\n{name}: {this.lost} acknowledged rows lost")
-        print(f"  {this.late} rows acknowledged by an old primary after its successor's first")
-        figures |= {f"{name}_lost": this.lost, f"{name}_late": this.late}
+        print(f"  {this.late} acknowledged by an old primary after its successor's first")
+        print(f"  {this.under_way} answers that were under way at the fault and arrived after it")
+        figures |= {f"{name}_lost": this.lost, f"{name}_late": this.late, f"{name}_under_way": this.under_way}
         for fault, seconds in this.windows.items():
             middle, most = statistics.median(seconds), max(seconds)
             ours = found["pgha"].windows[fault]
