@@ -30,6 +30,7 @@ from pgha.drill import Scratch
 from pgha.model import Backup
 from pgha.pgconf import PostgresConfig
 from pgha.postgres import RealPostgres
+from pgha.process_table import server_pids
 from pgha.processes import give_tree, unprivileged
 from pgha.requests import request_backup, taken
 from tests.support.etcd import free_ports
@@ -254,9 +255,15 @@ async def test_a_trial_restore_finds_what_is_damaged_and_leaves_nothing(past: Pa
         await scratch.restored(FIRST)
     segments[0].write_bytes(middle)
     relation = max((damaged / "base" / FIRST / "base").rglob("1*"), key=lambda p: p.stat().st_size)
-    relation.write_bytes(b"x" + relation.read_bytes()[1:])
+    whole = relation.read_bytes()
+    relation.write_bytes(b"x" + whole[1:])
     with pytest.raises(Unavailable, match="pg_verifybackup"):
         await scratch.restored(FIRST)
+    relation.write_bytes(whole)
+    trial = asyncio.ensure_future(scratch.restored(FIRST))
+    await until("it is at work", lambda: bool(server_pids(scratch.data)))
+    trial.cancel()
+    await asyncio.wait({trial})
     await scratch.clear()
     assert list(Path(config.directory).iterdir()) == []
     assert not Path(f"{config.socket_dir}-d").exists()

@@ -11,16 +11,17 @@ from pgha.disk import Storage
 from pgha.requests import taken
 
 MIN_EVERY_S = 60.0
+MAX_EVERY_S = 3650 * 86400.0
 
 
 async def set_schedule(kv: KV, cluster: str, schedule: Schedule) -> None:
     """From now on; the first is taken at once if the newest complete one is older than `every_s`."""
-    if schedule.every_s < MIN_EVERY_S:
-        raise InvalidInput(f"a backup every {schedule.every_s:g} s is too often", hint="at least 1m")
+    for what, every_s in (("backup", schedule.every_s), ("trial restore", schedule.verify_every_s)):
+        never = what == "trial restore" and every_s == 0
+        if not never and not MIN_EVERY_S <= every_s <= MAX_EVERY_S:  # nor NaN
+            raise InvalidInput(f"no {what} can be every {every_s:g} s", hint="from 1m to 3650d")
     if schedule.keep < 1:
         raise InvalidInput("at least one backup is kept", hint="--keep 7")
-    if schedule.verify_every_s and schedule.verify_every_s < MIN_EVERY_S:
-        raise InvalidInput(f"a trial restore every {schedule.verify_every_s:g} s is too often")
     await kv.txn([], [Put(keys.schedule(cluster), encode(schedule))])
 
 

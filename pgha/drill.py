@@ -82,6 +82,8 @@ class Drills:
     async def _claimed(self) -> bool:
         """Say that we are at it, or still are; False if there is nothing to do, or another is at it."""
         key, now_s = keys.drill(self._config.cluster), self._clock.wall_s()
+        if self._records.read(key, Drill) is None:
+            return False
         item = await self._kv.get(key)
         if item is None:
             return False
@@ -145,7 +147,7 @@ class Scratch:
 
     def __init__(self, server: PostgresConfig) -> None:
         self._home = Path(server.directory) / "drill"
-        self._data = self._home / "pgdata"
+        self.data = self._home / "pgdata"
         self._config = msgspec.structs.replace(
             server, socket_dir=f"{server.socket_dir}-d", restore_from=server.archive_dir, restore_to=""
         )
@@ -154,7 +156,7 @@ class Scratch:
 
     async def clear(self) -> None:
         """Nothing of it runs or is there on return."""
-        await kill_all(self._data)
+        await kill_all(self.data)
         for folder in (self._home, Path(self._config.socket_dir)):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -174,7 +176,7 @@ class Scratch:
             "pg_verifybackup", "--quiet", "--no-parse-wal", str(self._archive / "base" / name),
             timeout_s=CHECK_S,
         )  # fmt: skip
-        async with newdata.recovered(self._tools, self._config, backup, self._data, user) as sql:
+        async with newdata.recovered(self._tools, self._config, backup, self.data, user) as sql:
             found = await self._read(sql)
         has_s = max(found[0], backup.began_at_s)  # what was committed before it began is in its data
         if has_s < reached.last_commit_s - CLOCK_S:
@@ -183,7 +185,7 @@ class Scratch:
                 f"archived commit: WAL before the end of {reached.last_segment} cannot be read"
             )
         code, said = await self._tools.attempt(
-            "pg_checksums", "--check", "-D", str(self._data), timeout_s=CHECK_S
+            "pg_checksums", "--check", "-D", str(self.data), timeout_s=CHECK_S
         )
         if code != 0 and NO_CHECKSUMS not in said:
             raise Unavailable(f"pg_checksums found damage in what {name} restores: {said[-500:]}")

@@ -92,7 +92,8 @@ class Guard:
             try:
                 if storage.level is Level.READ_ONLY:
                     await self.end_writers()
-                await self._look_at_archiver()
+                if self._archives and self._clock.monotonic_s() >= self._looked_s + ARCHIVER_S:
+                    await self.look_at_archiver()
                 await self._tell(self.look())
             except Unavailable as error:  # Postgres is down, or etcd away: the next look is soon
                 log.debug("pgha.guard_waits", node=self._config.node, error=str(error))
@@ -142,9 +143,8 @@ class Guard:
         else:
             self._journal.record(f"postgres.disk_{self._level}", text)
 
-    async def _look_at_archiver(self) -> None:
-        if not self._archives or self._clock.monotonic_s() < self._looked_s + ARCHIVER_S:
-            return
+    async def look_at_archiver(self) -> None:
+        """Say when it has failed for too long, and when that is over."""
         found = Archiver(*(await self._sql.query(ARCHIVER_SQL))[0])
         self._looked_s = self._clock.monotonic_s()
         since_s, _, said = self._failing

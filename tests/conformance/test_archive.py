@@ -93,14 +93,28 @@ def test_members_that_archive_at_once_agree(one: Archive) -> None:
     assert (one.wal / "S").read_bytes() == content
 
 
+def test_of_two_contents_at_once_one_stays_and_only_its_member_is_told_so(one: Archive) -> None:
+    contents = [os.urandom(4 << 20) for _ in range(4)]
+    members = [one.member(f"pg-{n}") for n in range(4)]
+    for name in ("S", "T", "U"):
+        pushes = [one.push(*pair) for pair in zip(members, (name,) * 4, contents, strict=True)]
+        said = [push.communicate()[1] for push in pushes]
+        stored = (one.wal / name).read_bytes()
+        assert [content == stored for content in contents] == [not text for text in said]
+        assert stored in contents
+
+
 def test_a_push_that_was_killed_shows_nothing_or_all_of_it(one: Archive) -> None:
-    content = os.urandom(3 << 20)
+    content = os.urandom(16 << 20)
     member = one.member("pg-1")
-    for n in range(12):
+    for n in range(8):
         name = f"S{n:02d}"
+        before = len(one.names())
         process = one.push(member, name, content)
+        while len(one.names()) == before and process.poll() is None:
+            pass  # it has not begun to copy
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.0005 * n)  # killed later each time
+            process.wait(timeout=0.002 * n)  # killed later each time
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

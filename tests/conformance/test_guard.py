@@ -15,9 +15,10 @@ import pytest
 from flyd.model import decode
 from flyd.store.memory import MemoryEtcd, MemoryKV
 from flyd.store.system import SystemClock
-from pgha import keys
+from pgha import archive_owner, keys
+from pgha.archive_owner import ArchiveOwner
 from pgha.binaries import find_binaries
-from pgha.disk import MB, Level, Storage
+from pgha.disk import FAILING_S, MB, Level, Storage
 from pgha.guard import Guard, room
 from pgha.journal import Journal
 from pgha.model import AgentConfig
@@ -32,6 +33,15 @@ pytestmark = pytest.mark.timeout(120)
 Session = psycopg.AsyncConnection[tuple[object, ...]]
 
 
+class FastClock(SystemClock):
+    """Ahead of Postgres' by so much."""
+
+    ahead_s = 0.0
+
+    def wall_s(self) -> float:
+        return super().wall_s() + self.ahead_s
+
+
 class Site:
     """A primary on a disk of its own, and its guard."""
 
@@ -40,13 +50,14 @@ class Site:
             node="pg-1", members=("pg-1", "pg-2"), host="127.0.0.1", port=free_ports(1)[0],
             directory=str(root / "disk" / "member"), socket_dir=str(root / "s"),
             bin_dir=str(find_binaries("", unprivileged(), root)),
-            superuser_password="s", replication_password="r",
+            superuser_password="s", replication_password="r", archive_dir=str(root / "archive"),
         )  # fmt: skip
         self.kv = MemoryKV(MemoryEtcd())
         me = AgentConfig(cluster="db", node="pg-1", voters=("pg-1", "pg-2"), region="r", address="a:1")
         self.journal = Journal("db", "pg-1", self.kv, SystemClock())
         self.postgres = RealPostgres(self.config)
-        self.guard = Guard(me, self.config, self.postgres, self.kv, SystemClock(), self.journal)
+        self.clock = FastClock()
+        self.guard = Guard(me, self.config, self.postgres, self.kv, self.clock, self.journal)
         self.ballast = root / "disk" / "ballast"
 
     async def connect(self) -> Session:
@@ -60,6 +71,11 @@ class Site:
         now = room(self.ballast.parent)
         assert now is not None
         subprocess.run(["fallocate", "-l", str(now.free_bytes - free_bytes), self.ballast], check=True)
+
+    async def kinds(self) -> list[str]:
+        """What it said, oldest first."""
+        await self.journal.flush()
+        return [item.key.rpartition("-")[2] for item in (await self.kv.list("/flyd/v1/events/")).items]
 
     async def told(self) -> Storage:
         item = await self.kv.get(keys.storage("db", "pg-1"))
@@ -157,9 +173,7 @@ async def test_it_is_read_only_before_the_disk_is_full_and_writable_once_there_i
     site.ballast.unlink()
     assert site.guard.look().level is Level.OK
     await until_refused(site, wanted=False)
-    await site.journal.flush()
-    kinds = [item.key.rpartition("-")[2] for item in (await site.kv.list("/flyd/v1/events/")).items]
-    assert kinds == ["disk_low", "disk_full", "disk_writable"]
+    assert await site.kinds() == ["disk_low", "disk_full", "disk_writable"]
 
 
 async def test_a_member_that_starts_on_a_full_disk_is_read_only_from_the_start(site: Site) -> None:
@@ -188,3 +202,34 @@ async def test_what_it_sees_is_told(site: Site) -> None:
             while (await site.told()).level is not Level.READ_ONLY:
                 await asyncio.sleep(0.02)
         loop.cancel()
+
+
+async def test_archiving_that_fails_is_said_and_that_it_works_again(site: Site) -> None:
+    """The archive is nobody's yet: nothing goes in."""
+
+    async def switch(until: str) -> None:
+        """More WAL, until Postgres says so of its archiver: a new segment has it try again."""
+        async with await site.connect() as session, asyncio.timeout(WAIT_S):
+            while True:
+                await session.execute("SELECT txid_current(), pg_switch_wal()")
+                cursor = await session.execute(f"SELECT {until} FROM pg_stat_archiver".encode())
+                if await cursor.fetchone() == (True,):
+                    return
+                await asyncio.sleep(0.2)
+
+    await switch("last_failed_time IS NOT NULL")
+    await site.guard.look_at_archiver()
+    assert (site.guard.look().failing_since_s, await site.kinds()) == (0.0, [])
+    site.clock.ahead_s = FAILING_S + 1
+    await site.guard.look_at_archiver()
+    found = site.guard.look()
+    assert found.failing_since_s > 0
+    assert found.failing_segment
+    assert found.waiting > 0
+    assert await site.kinds() == ["archive_failing"]
+    owner = ArchiveOwner(cluster="db", token="t")
+    archive_owner.claim(Path(site.config.archive_dir), owner, Path(site.config.directory))
+    await switch("last_archived_time > last_failed_time")
+    await site.guard.look_at_archiver()
+    assert site.guard.look().failing_since_s == 0
+    assert await site.kinds() == ["archive_failing", "archive_works"]

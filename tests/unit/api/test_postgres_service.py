@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -136,7 +137,12 @@ async def test_a_schedule_is_kept_shown_and_ended() -> None:
         request = pb.SetBackupScheduleRequest(cluster_name="db", schedule=wanted)
         await site.service.SetBackupSchedule(request, None)
         assert (await site.service.ListBackups(listing, None)).schedule == wanted
-        for bad in (pb.BackupSchedule(every_s=86400), pb.BackupSchedule(every_s=1, keep=7)):
+        for bad in (
+            pb.BackupSchedule(every_s=86400),
+            pb.BackupSchedule(every_s=86400, keep=-1),
+            *(pb.BackupSchedule(every_s=s, keep=7) for s in (0, 1, math.nan, math.inf)),
+            *(pb.BackupSchedule(every_s=86400, keep=7, verify_every_s=s) for s in (-1, math.nan, math.inf)),
+        ):
             with pytest.raises(InvalidInput):
                 await site.service.SetBackupSchedule(
                     pb.SetBackupScheduleRequest(cluster_name="db", schedule=bad), None
