@@ -87,10 +87,10 @@ def reconfigure(view: View, me: str) -> Decision | None:
 
 def described(quorum: Quorum) -> str:
     """For a person."""
-    words, names = quorum.synchronous, ", ".join(quorum.synchronous.names)
+    acks, names = quorum.synchronous.acks, ", ".join(quorum.synchronous.names)
     return (
-        f"{quorum.votes} of {', '.join(quorum.voters)} elect, "
-        f"the primary and {words.acks} other of {names} acknowledge"
+        f"any {quorum.votes} of {', '.join(quorum.voters)} elect; "
+        f"the primary and any {acks} other{'s' if acks > 1 else ''} of {names} acknowledge"
     )
 
 
