@@ -197,6 +197,28 @@ async def test_copies_of_a_volume_that_is_no_more_go_a_day_later(memory: Path) -
         assert await records.list_destroyed(site.kv) == ()
 
 
+async def test_copies_on_every_host_and_promises_without_any_are_given_back(memory: Path) -> None:
+    """One host has a copy, another the promise for one only: its flyd died in between."""
+    async with running(memory) as site:
+        await _copied(site)
+        promised = replace(VOLUME, id=copy_id("vol1"), host="sin-1")
+        await records.promise(site.kv, promised, entropy=site.entropy)
+        keepers = [
+            VolumeKeeper(host, site.kv, site.stores[host], clock=site.clock, entropy=site.entropy)
+            for host in ("iad-1", "sin-1")
+        ]
+        await site.put(replace(VOLUME, attached_machine=""))
+        await records.destroy(site.kv, "web", "vol1", site.clock.now_s, entropy=site.entropy)
+        (destroyed,) = await records.list_destroyed(site.kv)
+        await records.forget(site.kv, destroyed, entropy=site.entropy)
+        for after_s in (0.0, records.KEPT_S):
+            site.clock.now_s += after_s
+            for keeper in keepers:
+                await keeper.round()
+        for host in ("iad-1", "sin-1"):
+            assert (await site.promised(host)).volumes_gb == {}, host
+
+
 async def test_a_lost_hosts_volume_comes_back_with_its_machine(memory: Path) -> None:
     async with running(memory) as site:
         await _copied(site)
