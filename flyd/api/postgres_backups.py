@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from flyd.api.apps import check_name, check_regions
@@ -176,3 +176,13 @@ async def _check_instant(context: ApiContext, cluster: str, to: str) -> None:
         )
     if when.timestamp() > context.clock.wall_s():
         raise InvalidInput(f"{to} is not over yet")
+    reached_s = max(
+        (r.last_commit_s for r in (await archive_state(context.kv, cluster)).reached), default=0.0
+    )
+    if reached_s and when.timestamp() >= reached_s:
+        newest = datetime.fromtimestamp(reached_s, UTC).isoformat(timespec="milliseconds")
+        raise Refused(
+            f"the newest commit in the archive of {cluster!r}, as far as is known, is of {newest}: "
+            f"what was at {to} cannot be told",
+            hint="Leave --to out for all that there is; a later commit is archived within two minutes.",
+        )

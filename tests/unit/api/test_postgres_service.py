@@ -22,7 +22,7 @@ from flyd.store.memory import MemoryEtcd, MemoryKV
 from flyd.store.mirror import Mirror
 from flyd.v1 import postgres_pb2 as pb
 from pgha import keys as pgha_keys
-from pgha.backup_plan import Drill, DrillResult
+from pgha.backup_plan import ArchiveState, Drill, DrillResult, Reached
 from pgha.model import Backup
 from tests.support.host_world import FakeDriver
 from tests.support.placing import CountedEntropy, FixedClock, join, make_host
@@ -181,6 +181,25 @@ async def test_what_cannot_be_restored_is_refused_before_anything_is_made() -> N
             with pytest.raises(error):
                 await site.service.RestoreCluster(request, None)
         assert await site.kv.get(keys.app("copy")) is None
+
+
+async def test_an_instant_behind_the_newest_archived_commit_is_refused() -> None:
+    async with running() as site:
+        await site.make("db", "/mnt/shared")
+        made = (await back_up(site)).backup
+        reached = Reached(backup=made.name, last_commit_s=site.clock.wall_s() + ENDED_S + 20)
+        await site.kv.put(pgha_keys.archive("db"), encode(ArchiveState(reached=(reached,))))
+        listed = await site.service.ListBackups(pb.ListBackupsRequest(cluster_name="db"), None)
+        assert listed.backups[0].restorable_to == reached.last_commit_s
+        for offset_s, refused in ((19, False), (20, True), (30, True)):
+            to = site.time(ENDED_S + offset_s)
+            request = pb.RestoreClusterRequest(cluster_name="db", new_name="copy", to=to)
+            if refused:
+                with pytest.raises(Refused, match="newest commit in the archive"):
+                    await site.service.RestoreCluster(request, None)
+            else:
+                await site.lead("copy")
+                await site.service.RestoreCluster(request, None)
 
 
 async def test_a_backup_that_failed_says_why() -> None:
