@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from flyd.cluster.layout import API_PORT
-from integration.cluster import ended, wait_for
+from integration.cluster import ended, promised, wait_for
 from integration.volume_pools import APP, Pools
+from integration.volume_records import damaged, missing, recording, untold_s
 from volumes.pool import why_none
 
 pytestmark = [
@@ -77,10 +78,12 @@ def test_a_lost_hosts_volume_comes_back_from_its_copy(pools: Pools) -> None:
     wait_for(lambda: _copied_at(pools, volume) > kept_at_s, "there is a newer copy", LONG_S)
     verified = fly("volumes", "verify", volume["id"], "--app", APP, "--json").json()
     assert verified["compared_with"] == "ams-1" != verified["host"]
-    before = pools.ask("/lines").split()
-    assert "copied" in before
-
-    pools.local.kill_host(pools.local.plan.host("ams"))
+    with recording(lambda line: pools.ask(f"/keep?line={line}") == "ok") as records:
+        wait_for(lambda: records.acked, "records are written")
+        begun_s = time.time()
+        wait_for(lambda: _copied_at(pools, volume) > begun_s, "there is a copy with records", LONG_S)
+        time.sleep(0.5)  # some that no copy has
+        pools.local.kill_host(pools.local.plan.host("ams"))
     wait_for(lambda: _host_lost(pools), "the loss of the host is seen")
     made = fly("volumes", "recover", volume["id"], "--app", APP, "--yes", "--json").json()
     came, aside = made["volume"], made["aside"]
@@ -89,14 +92,21 @@ def test_a_lost_hosts_volume_comes_back_from_its_copy(pools: Pools) -> None:
     assert aside["name"] != came["name"] == volume["name"]
     region = came["region"]
     lines = wait_for(lambda: pools.ask("/lines", region).split(), "the app runs with the copy", LONG_S)
-    assert lines == before
+    assert "copied" in lines
+    assert missing(records, lines, made["data_at"]) == [], "every record up to the copy is there"
+    assert damaged(lines) == []
+    newer_s = untold_s(records, lines, made["data_at"])
+    print(f"{len(records.acked)} records, {len(missing(records, lines))} newer than the copy; ", end="")
+    print(f"the newest that came back is {newer_s:.2f} s younger than the age told")
+    assert abs(newer_s) < promised(2.0), "the age that is told is the data's"
     assert pools.ask("/keep?line=after", region) == "ok"
 
     pools.local.start_host(pools.local.plan.host("ams"))
-    assert pools.lines_of(aside) == before
+    kept = pools.lines_of(aside)
+    assert missing(records, kept) == [], "the lost host has them all"
     (machine,) = fly("machine", "list", "--app", APP, "--json").json()
     assert machine["host"] == came["host"]
-    assert pools.lines_of(came) == [*before, "after"]
+    assert pools.lines_of(came) == [*lines, "after"]
 
 
 def test_a_volume_moves_with_its_machine_while_it_is_written_to(pools: Pools) -> None:
@@ -153,3 +163,31 @@ def _host_lost(pools: Pools) -> bool:
 def _told(pools: Pools, kind: str) -> str:
     report = pools.fly("incidents", "list", "--app", APP).out
     return next((line for line in report.splitlines() if kind in line), "")
+
+
+@pytest.mark.soak
+def test_a_lost_hosts_volume_comes_back_by_itself(pools: Pools) -> None:
+    fly = pools.fly
+    volume = next(v for v in pools.volumes() if v["attached_machine_id"])
+    fly("hosts", "grace", "10s")
+    rule = ("--replicas", "1", "--every", "2s", "--recover-within", "10m", "--verify-every", "60s")
+    fly("volumes", "update", volume["id"], *rule, "--app", APP)
+    home = pools.local.plan.host(volume["region"])
+    with recording(lambda line: pools.ask(f"/keep?line={line}", home.region) == "ok") as records:
+        wait_for(lambda: records.acked, "records are written")
+        begun_s = time.time()
+        wait_for(lambda: _copied_at(pools, volume) > begun_s, "there is a copy with records", LONG_S)
+        pools.local.kill_host(home)
+    try:
+        told = wait_for(lambda: _told(pools, "volume.recovered"), "it has come back by itself", LONG_S)
+        assert "was" in _told(pools, "volume.recovering"), "its age at the loss is told"
+        came = next(v for v in pools.volumes() if v["attached_machine_id"])
+        assert came["host"] != home.name
+        lines = wait_for(lambda: pools.ask("/lines", came["region"]).split(), "the app runs", LONG_S)
+    finally:
+        pools.local.start_host(home)
+    lost = missing(records, lines)
+    print(f"\n{told.strip()}\n{len(records.acked)} records, {len(lost)} newer than the copy")
+    assert missing(records, lines, begun_s) == []
+    assert damaged(lines) == []
+    assert missing(records, pools.lines_of(volume)) == [], "the lost host's volume is aside, whole"

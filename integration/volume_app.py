@@ -1,11 +1,15 @@
-"""An application on a volume for tests: it keeps lines, flushed one by one, and can fill its volume."""
+"""An application on a volume for tests: it keeps lines, flushed one by one, and can fill its volume.
+
+With BEATS in its environment it also notes on its volume, ten times a second, that it is there: `<instance>
+<seconds>`. So the volume itself tells who had it when.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 APP = """\
-import errno, os
+import errno, os, threading, time, uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -54,6 +58,15 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+def beat():
+    me = uuid.uuid4().hex
+    while True:
+        with open(os.environ["DATA"] + "/beats", "a") as file:
+            file.write(f"{me} {time.time():.3f}\\n")
+        time.sleep(0.1)
+
+if os.environ.get("BEATS"):
+    threading.Thread(target=beat, daemon=True).start()
 ThreadingHTTPServer((os.environ["FLY_PRIVATE_IP"], int(os.environ["PORT"])), Handler).serve_forever()
 """
 
