@@ -24,6 +24,7 @@ from integration.cluster import EXAMPLES, REGIONS, Fly, wait_for
 from volumes.pool import why_none
 
 BASE = 221
+DISK_GB = 6  # of each host, for volumes
 DATABASE = "chat-db"
 PYTHON_IMAGE = "flyd-python:bookworm"
 SCRIPTS = EXAMPLES.parent / "scripts"
@@ -37,13 +38,13 @@ REJOIN_S = 60.0
 class Hosts:
     """Three regions, a container each."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk_gb: int = DISK_GB, base: int = BASE) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="flyd-docker-"))
         self.name = self.home.name
         self.fly = Fly(self.home, timeout_s=FIRST_BUILD_S)
         try:
-            shape = ("--regions", ",".join(REGIONS), "--base", str(BASE))
-            pools = () if why_none() else ("--volumes", "btrfs", "--disk", "6")
+            shape = ("--regions", ",".join(REGIONS), "--base", str(base))
+            pools = () if why_none() else ("--volumes", "btrfs", "--disk", str(disk_gb))
             self.fly("cluster", "up", "--name", self.name, "--provider", "docker", *shape, *pools)
             self._hosts = {h["region"]: h for h in self.fly("hosts", "list", "--json").json()}
         except BaseException:
@@ -126,10 +127,12 @@ class Hosts:
         """Run a command in a machine by its host's engine, which does not need the cluster."""
         return self.attempt(machine["region"], "docker", "exec", f"flyd-{machine['id']}", *words)
 
-    def get(self, region: str, app: str, path: str = "/") -> httpx.Response:
+    def get(
+        self, region: str, app: str, path: str = "/", timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> httpx.Response:
         """One request through a region's edge."""
         url = f"http://{self.edges()[region]}{path}"
-        return httpx.get(url, headers={"Host": app}, timeout=REQUEST_TIMEOUT_S)
+        return httpx.get(url, headers={"Host": app}, timeout=timeout_s)
 
     def serves(self, region: str, app: str, path: str = "/") -> bool:
         """Whether a region's edge answers well for an app."""
