@@ -19,7 +19,8 @@ import pytest
 from flyd.model import PostgresLeader
 from integration.histories.nemesis import Hurt, Plan, counted, hurt, unexcused
 from integration.histories.recording import Here, Recording
-from integration.pgha_faults import silent_streams
+from integration.pgha_faults import silent_streams, until
+from pgha.process_table import server_pids
 from pgha.processes import kill_all
 from pgha.requests import request_switchover
 from tests.support.pgha import PASSWORD, Node, PgCluster, run_pgha
@@ -134,8 +135,8 @@ class Faults:
         await asyncio.to_thread(self._recording.wait_acks)
 
     async def _recovered(self) -> None:
-        await self._cluster.wait_whole()
         await asyncio.to_thread(self._recording.wait_acks)
+        await self._cluster.wait_whole()
 
     async def node_killed(self) -> None:
         node = await self._victim()
@@ -152,14 +153,21 @@ class Faults:
         await self._recovered()
 
     async def agent_killed(self) -> None:
+        """Its killer ends Postgres at once."""
         node = await self._victim()
         await node.kill_agent()
+        await self._go_on_without(node)
         await node.start()
         await self._recovered()
 
     async def postgres_killed(self) -> None:
-        node = await self._victim()
+        """Whoever is primary then, the same or another, is so in a new epoch."""
+        before, node = await self._cluster.wait_whole(), await self._victim()
         await kill_all(node.directory / "pgdata")
+        if node.name == before.node:
+            await self._cluster.wait_leader(lambda leader: leader.epoch > before.epoch)
+        else:
+            await until("its Postgres is back", lambda: bool(server_pids(node.directory / "pgdata")))
         await self._recovered()
 
     async def cut_off(self) -> None:
