@@ -65,15 +65,17 @@ integration: tools  ## real etcd, Envoy and Postgres; regions die
 docker: tools  ## hosts in containers: partitions, lost hosts, images, the mesh (skipped without a Docker engine)
 	$(PYTEST) integration/docker
 
+HISTORIES := integration/histories/test_pgha_history.py integration/docker/test_docker_histories.py
+
 soak: tools  ## the long way: thousands of seeds, 10,000 hostile calls, 35 minutes of faults, slow incidents (about 80 min)
 	$(PY) -m tests.simulation --world machines --seeds 2000 --minutes 5 --jobs 2
 	$(PY) -m tests.simulation --world postgres --seeds 5000 --jobs 2
 	$(PY) -m tests.simulation --world volumes --seeds 1000 --minutes 10 --jobs 2
 	$(PY) -m tests.simulation.model
 	FLY_HOSTILE_CALLS=10000 $(PYTEST) integration/test_hostile.py
-	FLY_HISTORY_MINUTES=5 $(PYTEST) -s integration/histories/test_pgha_history.py
-	FLY_HISTORY_MINUTES=30 $(PYTEST) -s integration/docker/test_docker_histories.py
-	$(PYTEST) integration tests/unit/volumes -m soak
+	FLY_HISTORY_MINUTES=5 $(PYTEST) -s -m soak $(word 1,$(HISTORIES))
+	FLY_HISTORY_MINUTES=30 $(PYTEST) -s -m soak $(word 2,$(HISTORIES))
+	$(PYTEST) integration tests -m soak $(addprefix --ignore=,$(HISTORIES))
 
 proto: $(STAMP)  ## generate flyd/v1 from proto/
 	./scripts/proto.sh

@@ -239,12 +239,25 @@ async def test_a_raw_tcp_port() -> None:
         assert await say(port, b"ping") == b"ping"
 
 
+def free_pair() -> int:
+    """A port that is free, like the one after it."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+
+
 class Database:
     """A Postgres application's endpoint on one edge."""
 
     def __init__(self, here: Site) -> None:
         self.here = here
-        self.port = free_port()
+        self.port = free_pair()
         self.app = App(name="db", kind=AppKind.POSTGRES, endpoint_port=self.port)
 
     def leader(self, epoch: int, of: Backend, *, serving: bool) -> None:

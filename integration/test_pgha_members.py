@@ -8,6 +8,7 @@ import time
 import psycopg
 import pytest
 
+from flyd.errors import Refused
 from pgha import changes
 from pgha.membership import resting, whole
 from pgha.model import Membership
@@ -61,7 +62,13 @@ async def add(cluster: PgCluster, number: int) -> Node:
 
 async def remove(cluster: PgCluster, name: str) -> None:
     """Take its word away, then its machine."""
-    await changes.request_remove(cluster.kv, cluster.name, name)
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                await changes.request_remove(cluster.kv, cluster.name, name)
+                break
+            except Refused:  # another has not found the new primary yet: without it no quorum would be left
+                await asyncio.sleep(0.05)
     record = await until_resting(cluster)
     assert name in record.retired
     node = cluster.node(name)

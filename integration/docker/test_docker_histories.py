@@ -19,7 +19,7 @@ from integration.docker.hosts import DATABASE, Hosts
 from integration.histories.nemesis import Hurt, Plan, counted, hurt, unexcused
 from integration.histories.recording import ROOT, Recording
 
-MINUTES = 1.0  # in CI
+MINUTES = 1.0
 KINDS = 4
 RECOVERED_S = 120.0
 
@@ -171,6 +171,7 @@ def evidence(hosts: Hosts) -> str:
     return "\n".join(texts)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(45 * 60)
 async def test_no_anomaly_under_random_faults(world: World) -> None:
     plan = Plan.from_environment(MINUTES)

@@ -186,6 +186,7 @@ class Faults:
         await self._recovered()
 
 
+@pytest.mark.soak
 async def test_no_anomaly_under_random_faults() -> None:
     plan = Plan.from_environment(MINUTES)
     recording = Recording("pgha", plan.seed)

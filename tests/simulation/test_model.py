@@ -23,7 +23,12 @@ EXPLORED = (
 )
 CHANGES = (
     (Bounds(rows=1, last_epoch=3, members=2, changes=1), ("to be a b c", "promote 3", "synchronise"), 1_000),
-    (Bounds(rows=1, last_epoch=3, members=3, changes=1), ("to be a b", "promote 3", "synchronise"), 1_000),
+    pytest.param(
+        Bounds(rows=1, last_epoch=3, members=3, changes=1),
+        ("to be a b", "promote 3", "synchronise"),
+        1_000,
+        marks=pytest.mark.soak,  # 92,000 states take a busy machine half a minute
+    ),
 )
 # Enough for each mutant: the real protocol holds here (the first of those above).
 MUTANT_BOUNDS = EXPLORED[0][0]

@@ -224,7 +224,10 @@ async def test_what_can_not_be_scaled_says_why() -> None:
         await w.kv.put(keys.run("chat", "r"), encode(DeployRun(id="r", app="chat", version=2, regions=())))
         with pytest.raises(Conflict, match="app chat is being deployed"):
             await w.scale(3)
-        for name, kind, words in (("db", AppKind.POSTGRES, "fixed set"), ("new", AppKind.APP, "no complete")):
+        for name, kind, words in (
+            ("db", AppKind.POSTGRES, "one by one"),
+            ("new", AppKind.APP, "no complete"),
+        ):
             await w.kv.put(keys.app(name), encode(App(name=name, kind=kind, regions=("ams",))))
             with pytest.raises(Refused, match=words):
                 await plan_scale(w.kv, Wish(app=name, count=1))

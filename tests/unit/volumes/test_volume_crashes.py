@@ -37,6 +37,9 @@ MEMORY = Path("/dev/shm")  # nothing here cuts the power: no need to wait for a 
 KEPT = b"kept" * 1000
 
 
+SLOWLY = ["directory", pytest.param("btrfs", marks=pytest.mark.soak)]  # a change of a pool takes its time
+
+
 @pytest.fixture(params=["btrfs", "directory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[tuple[str, Path]]:
     if request.param == "directory":
@@ -153,6 +156,7 @@ def live_in_child(kind: str, root: Path, point: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@pytest.mark.parametrize("place", SLOWLY, indirect=True)
 def test_killed_before_every_change(place: tuple[str, Path]) -> None:
     kind, top = place
     total = points_of(kind, top / "whole")
@@ -172,7 +176,7 @@ def test_killed_before_every_change(place: tuple[str, Path]) -> None:
     print(f"{kind}: killed at {total} points")
 
 
-@pytest.mark.parametrize("place", ["directory", pytest.param("btrfs", marks=pytest.mark.soak)], indirect=True)
+@pytest.mark.parametrize("place", SLOWLY, indirect=True)
 def test_a_full_disk_before_every_change(place: tuple[str, Path]) -> None:
     kind, top = place
     total = points_of(kind, top / "whole")
@@ -222,6 +226,7 @@ def fill(data: Path) -> None:
                 assert error.errno in (errno.ENOSPC, errno.EDQUOT)  # noqa: PT017
 
 
+@pytest.mark.parametrize("small_disk", SLOWLY, indirect=True)
 async def test_a_disk_that_is_really_full(small_disk: tuple[str, Path]) -> None:
     kind, root = small_disk
     store = opened(kind, root)
