@@ -209,6 +209,7 @@ async def test_22_every_instant_has_its_rows_although_the_old_primary_archived_p
     assert await past.restored("all", "") == list(range(50))
 
 
+@pytest.mark.soak
 async def test_22_before_the_new_primary_archived_anything_the_fork_is_where_a_restore_ends(
     past: Past,
 ) -> None:
@@ -224,6 +225,7 @@ async def test_22_before_the_new_primary_archived_anything_the_fork_is_where_a_r
     assert await past.restored("then-all", "", then) == list(range(10))
 
 
+@pytest.mark.soak
 async def test_a_schedule_takes_backups_and_a_replica_tries_them(past: Past) -> None:
     second = next(r.backup for r in past.state.reached if r.backup != FIRST)
     drill = past.drills[second]
@@ -234,6 +236,7 @@ async def test_a_schedule_takes_backups_and_a_replica_tries_them(past: Past) -> 
         assert archived.instant_s(past.instants[2]) < reached.last_commit_s <= drill.finished_at_s
 
 
+@pytest.mark.soak
 async def test_a_trial_restore_finds_what_is_damaged_and_leaves_nothing(past: Past) -> None:
     damaged = past.root / "damaged"
     shutil.copytree(past.archive, damaged)

@@ -17,7 +17,7 @@ from integration.cluster import wait_for
 from integration.histories.recording import Here, History, Recording
 from integration.test_chat_example import PG_USER, Postgres
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.soak]  # with the histories that they are the measure of
 
 APPENDS = 200
 MANY = 800  # enough for READ COMMITTED to show what it allows, several times

@@ -355,10 +355,3 @@ def members_in_any_order() -> Generator[None]:
     """A change of members that does not look whether the quorums still overlap after its next step."""
     with mock.patch.object(pgha.membership, "overlap", return_value=True):
         yield
-
-
-@contextmanager
-def voters_that_do_not_wait() -> Generator[None]:
-    """Voters change although what was acknowledged before is with no quorum of the new members."""
-    with mock.patch.object(pgha.agent, "enough", return_value=True):
-        yield

@@ -188,6 +188,7 @@ class Pair:
         network, self.ledger = Network(), Ledger()
         for name in ("a", "b", "c"):
             hosts[name] = PostgresHost(name, network, self.ledger, hosts)
+            hosts[name].founders = ("a", "b", "c")
         self.hosts = hosts
         self.a, self.b = SimulatedPostgres(hosts["a"]), SimulatedPostgres(hosts["b"])
 
