@@ -12,7 +12,6 @@ from unittest import mock
 
 import msgspec
 
-import pgha.agent
 import pgha.decide
 import pgha.extension
 import pgha.membership
