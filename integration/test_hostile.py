@@ -45,9 +45,10 @@ CALLS = int(os.environ.get("FLY_HOSTILE_CALLS", "3000"))  # `make soak` sends 10
 WARM_UP_CALLS = CALLS * 2 // 5
 AT_ONCE = 32
 OVERSIZED = (LARGEST_BYTES + 1, 8 * LARGEST_BYTES, 16 * LARGEST_BYTES)
-# Of one flyd, from the warm-up's end to the last call's. After a short warm-up, on a busy machine, the high
-# tide of calls at once is still to come (47 MB seen): a short run finds only what leaks 50 KB a call.
-MORE_MEMORY_MB = 24.0 if CALLS >= 10_000 else 96.0
+# Of one flyd, from the warm-up's end to the last call's. After a short warm-up the high tide of calls at once
+# is still to come, in one half of the rest or the other (47 MB seen); a leak of 27 KB a call grows in both.
+MORE_MEMORY_MB = 24.0
+SHORT = CALLS < 10_000
 MORE_FILES = 40  # open at a flyd's: connections come and go
 LOG_ERRORS = ("Traceback", "api.bug", "api.invariant_broken", "was never retrieved", "never awaited")
 # What may be there afterwards: what hosts keep, tokens until they end, idempotency and volumes for a day.
@@ -285,7 +286,7 @@ def test_thousands_of_hostile_calls(victims: Victims, capsys: pytest.CaptureFixt
         victims.stored(),
     )
     against, memory = asyncio.run(attack(victims))
-    warm, _, after = memory
+    warm, half_way, after = memory
     with capsys.disabled():
         shown = ", ".join(f"{name} {count}" for name, count in against.codes.most_common())
         print(
@@ -306,7 +307,12 @@ def test_thousands_of_hostile_calls(victims: Victims, capsys: pytest.CaptureFixt
         held = {name: host[name] for name in ("state", "memory_mb_used", "disk_gb_used", "machine_count")}
         kept_gb = victims.kept_gb()[host["name"]]
         assert held == {"state": "up", "memory_mb_used": 0, "disk_gb_used": kept_gb, "machine_count": 0}
-    grown = {name: after[name] - warm[name] for name in warm}
+    grown = {
+        name: min(half_way[name] - warm[name], after[name] - half_way[name])
+        if SHORT
+        else after[name] - warm[name]
+        for name in warm
+    }
     assert max(grown.values()) <= MORE_MEMORY_MB, grown
     assert all(count <= files[name] + MORE_FILES for name, count in victims.open_files().items())
 

@@ -12,6 +12,7 @@ from unittest import mock
 
 import msgspec
 
+import pgha.agent
 import pgha.decide
 import pgha.extension
 import pgha.membership
@@ -353,4 +354,11 @@ def voter_that_breaks_its_word() -> Generator[None]:
 def members_in_any_order() -> Generator[None]:
     """A change of members that does not look whether the quorums still overlap after its next step."""
     with mock.patch.object(pgha.membership, "overlap", return_value=True):
+        yield
+
+
+@contextmanager
+def voters_that_do_not_wait() -> Generator[None]:
+    """Voters change although what was acknowledged before is with no quorum of the new members."""
+    with mock.patch.object(pgha.agent, "enough", return_value=True):
         yield

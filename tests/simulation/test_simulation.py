@@ -79,6 +79,13 @@ def test_a_seed_gives_the_same_history_in_any_process(world: str):
         ("postgres", planted.round_on_one_word, "hasty:", 100),
         ("postgres", planted.primary_that_never_ends, "stale primary:", 30),
         ("members", planted.members_in_any_order, "overlap:", 10),
+        pytest.param(
+            *("members", planted.voters_that_do_not_wait, "lost:", 500),
+            marks=[
+                pytest.mark.soak,
+                pytest.mark.xfail(strict=True, reason="not found any more; test_model.py finds its like"),
+            ],
+        ),
     ],
 )
 def test_a_planted_bug_is_found(
